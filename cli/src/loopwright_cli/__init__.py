@@ -1,0 +1,1 @@
+"""The loopwright command: run the stack, try the loop, talk to the gateway."""

@@ -1,0 +1,1 @@
+"""Owns the grouping: decides which report each signal belongs to, and says why."""

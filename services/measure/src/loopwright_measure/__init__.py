@@ -1,0 +1,1 @@
+"""Owns the verdict: did the metric a change targeted move once it was deployed."""

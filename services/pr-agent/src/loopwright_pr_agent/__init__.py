@@ -1,0 +1,1 @@
+"""Owns the making of changes: sandboxed, verified, published as a pull request."""
