@@ -1,0 +1,152 @@
+"""Groups and reports: which signals point at one problem, and the life of that problem as the gateway records it."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints
+
+from loopwright_common.contracts.base import Contract, Identifier, Line, Name, ShortText, UtcDatetime
+from loopwright_common.contracts.signals import Deploy, Signal
+
+EXAMPLES_MAX = 20
+
+
+class Neighbour(Contract):
+    """An earlier signal that was looked at before deciding, and how like it was."""
+
+    signal_id: Identifier
+    report_id: Identifier
+    title: Line
+    kind: str
+    similarity: float  # cosine of the two embeddings, -1..1
+    features: dict[str, float] = Field(default_factory=dict, max_length=32)
+
+
+class GroupingDecision(Contract):
+    """Why a signal is where it is: the rule or the nearest neighbours, with figures, in a sentence a person can read."""
+
+    outcome: Literal["joined", "opened"]
+    rule: Literal["fingerprint", "explicit_fingerprint", "similarity", "about_report", "new", "recurrence", "person"]
+    reason: ShortText
+    fingerprint: Line
+    neighbours: tuple[Neighbour, ...] = Field(default=(), max_length=10)
+    grouping_version: Line
+    degraded: bool = False  # the embedding was not the real one
+
+
+class GroupUpdated(Contract):
+    """Cluster's fact, one per signal: it belongs to ``report_id``. ``Nats-Msg-Id`` is derived from the signal's id."""
+
+    project: Name
+    report_id: Identifier
+    signal: Signal
+    decision: GroupingDecision
+    recurrence_of: Identifier | None = None  # on the signal that opens the report
+    decided_at: UtcDatetime
+
+
+class ReportsRegrouped(Contract):
+    """Cluster's fact after a person merged or split reports: these signals now belong to ``report_id``."""
+
+    project: Name
+    report_id: Identifier
+    from_report_id: Identifier
+    signal_ids: tuple[Identifier, ...] | None = Field(default=None, max_length=10_000)  # None: all of them
+    actor: Line
+    reason: ShortText = ""
+    at: UtcDatetime
+
+
+class ReportState(StrEnum):
+    """The life of a report, in the order of the loop."""
+
+    GATHERING = "gathering"
+    READY = "ready"
+    INVESTIGATING = "investigating"
+    NEEDS_INPUT = "needs_input"
+    ACTIONABLE = "actionable"
+    NOT_ACTIONABLE = "not_actionable"
+    CHANGING = "changing"
+    IN_REVIEW = "in_review"
+    MERGED = "merged"
+    MEASURING = "measuring"
+    HELD = "held"
+    NOT_HELD = "not_held"
+    WORSE = "worse"
+    INCONCLUSIVE = "inconclusive"
+    DISMISSED = "dismissed"
+    SNOOZED = "snoozed"
+    SUPPRESSED = "suppressed"
+    MERGED_INTO = "merged_into"
+
+
+# A new occurrence of these opens a linked report instead of being swallowed.
+RESOLVED_STATES = frozenset({ReportState.HELD})
+
+
+class DismissReason(StrEnum):
+    """Why a person closes a report without a change. ``fixed`` counts as resolved: a recurrence opens a linked report."""
+
+    FIXED = "fixed"
+    NOT_A_PROBLEM = "not_a_problem"
+    EXPECTED = "expected"
+    WONT_FIX = "wont_fix"
+    DUPLICATE = "duplicate"
+
+
+class ReportTransitioned(Contract):
+    """Gateway's fact: a report changed its state. The timeline a person reads is made of these."""
+
+    project: Name
+    report_id: Identifier
+    sequence: int = Field(ge=1)  # 1, 2, ... per report
+    from_state: ReportState | None
+    to_state: ReportState
+    actor: Line  # person:alice, service:investigator, policy
+    reason: ShortText
+    dismiss_reason: DismissReason | None = None
+    merged_into: Identifier | None = None
+    at: UtcDatetime
+
+
+class MinuteCount(Contract):
+    """Signals of one report in one minute, of one release."""
+
+    minute: UtcDatetime
+    release: Line = ""
+    count: int
+
+
+class ReportSnapshot(Contract):
+    """What others need to know of a report to work on it. Counts are exact; examples are a bounded, varied choice."""
+
+    id: Identifier
+    project: Name
+    title: Line
+    state: ReportState
+    services: tuple[str, ...] = Field(default=(), max_length=32)
+    kinds: dict[str, int] = Field(default_factory=dict, max_length=32)  # signals per kind
+    releases: dict[str, int] = Field(default_factory=dict, max_length=100)  # signals per release, the most frequent
+    signal_count: int
+    people_count: int  # distinct actors
+    first_seen: UtcDatetime
+    last_seen: UtcDatetime
+    examples: tuple[Signal, ...] = Field(default=(), max_length=EXAMPLES_MAX)
+    recurrence_of: Identifier | None = None
+    backfill_only: bool = False
+    input: tuple[ShortText, ...] = Field(default=(), max_length=20)  # what people answered, newest last
+
+
+class ReportReady(Contract):
+    """Gateway's request for an investigation; ``attempt`` rises when input arrived or a person asks again."""
+
+    project: Name
+    report: ReportSnapshot
+    attempt: int = Field(default=1, ge=1)
+    deploys: tuple[Deploy, ...] = Field(default=(), max_length=50)  # of its services, newest first
+    at: UtcDatetime
+
+
+Priority = Annotated[str, StringConstraints(pattern=r"^P[0-4]$")]
