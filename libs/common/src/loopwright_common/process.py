@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import TypeVar
 
 import structlog
@@ -170,10 +170,8 @@ class BodyLimit:
             started = started or message["type"] == "http.response.start"
             await send(message)
 
-        try:
+        with suppress(BodyTooLarge):
             await self.app(scope, limited, watched)
-        except BodyTooLarge:
-            pass
         if exceeded and not started:
             await self._refuse(scope, receive, send)
 
