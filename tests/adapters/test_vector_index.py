@@ -1,0 +1,210 @@
+"""One suite for both vector indexes: the embedded engine, and the server's client (through qdrant-client's local mode)."""
+
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+from loopwright_cluster.adapters.qdrant_edge import IndexInUse, QdrantEdgeIndex
+from loopwright_cluster.adapters.qdrant_server import QdrantServerIndex
+from loopwright_cluster.domain import Exemplar
+from loopwright_cluster.ports import Where
+from loopwright_common.errors import Unavailable
+from qdrant_client import AsyncQdrantClient
+
+DIMENSIONS = 8
+
+
+def axis(*weights):
+    row = np.zeros(DIMENSIONS, np.float32)
+    row[: len(weights)] = weights
+    return row / np.linalg.norm(row)
+
+
+def exemplar(name, *, project="shop", report="r1", kind="exception", service="web", at=1_000.0, anchors=None):
+    return Exemplar(
+        project=project, fingerprint=f"fp-{name}", report_id=report, signal_id=f"s-{name}", kind=kind, service=service, occurred_at=at,
+        title=f"title {name} \N{SNOWMAN}", text="text", release="1.0", environment="production", exception_type="KeyError", explicit=False,
+        anchors=anchors or {"checkout": 1.0, "voucher": 0.5}, frames=("cart.py:total", "pricing.py:discount"),
+    )  # fmt: skip
+
+
+@pytest.fixture(params=["edge", "server"])
+async def index(request, tmp_path):
+    if request.param == "edge":
+        opened = QdrantEdgeIndex(tmp_path / "vectors", DIMENSIONS)
+    else:
+        opened = await QdrantServerIndex.open(AsyncQdrantClient(location=":memory:"), "loopwright", DIMENSIONS)
+    yield opened
+    await opened.close()
+
+
+async def test_the_nearest_exemplar_comes_first_and_comes_back_whole(index):
+    near, far = exemplar("near"), exemplar("far")
+    await index.upsert([far, near], np.stack([axis(0, 1), axis(1, 0.1)]))
+
+    matches = await index.nearest("shop", axis(1), limit=5)
+
+    assert [match.exemplar for match in matches] == [near, far]
+    assert matches[0].similarity == pytest.approx(0.995, abs=1e-3)
+    assert matches[1].similarity == pytest.approx(0.0, abs=1e-3)
+
+
+async def test_an_empty_index_has_no_neighbours(index):
+    assert await index.nearest("shop", axis(1), limit=5) == []
+    assert await index.count() == 0
+
+
+async def test_one_project_never_sees_another(index):
+    await index.upsert([exemplar("a"), exemplar("b", project="bank")], np.stack([axis(1), axis(1)]))
+
+    assert [match.exemplar.project for match in await index.nearest("bank", axis(1), limit=5)] == ["bank"]
+    assert await index.count("shop") == 1
+    assert await index.count() == 2
+
+
+async def test_the_limit_holds(index):
+    items = [exemplar(str(number)) for number in range(7)]
+    await index.upsert(items, np.stack([axis(1, number / 10) for number in range(7)]))
+
+    matches = await index.nearest("shop", axis(1), limit=3)
+
+    assert [match.exemplar.signal_id for match in matches] == ["s-0", "s-1", "s-2"]
+
+
+@pytest.mark.parametrize(
+    ("where", "expected"),
+    [
+        (Where(report_id="r2"), {"s-b"}),
+        (Where(kind="ticket"), {"s-c"}),
+        (Where(service="search"), {"s-d"}),
+        (Where(occurred_from=1_000.0, occurred_to=1_010.0), {"s-a", "s-b"}),
+        (Where(occurred_from=5_000.0), {"s-c"}),
+        (Where(report_id="r1", kind="exception", occurred_to=2_000.0), {"s-a", "s-d"}),
+    ],
+)
+async def test_a_search_is_narrowed_by_report_kind_service_and_time(index, where, expected):
+    items = [
+        exemplar("a"), exemplar("b", report="r2", at=1_010.0), exemplar("c", kind="ticket", report="r3", at=5_000.0),
+        exemplar("d", service="search", at=1_020.0),
+    ]  # fmt: skip
+    await index.upsert(items, np.stack([axis(1)] * 4))
+
+    matches = await index.nearest("shop", axis(1), limit=10, where=where)
+
+    assert {match.exemplar.signal_id for match in matches} == expected
+    assert all(where.admits(match.exemplar) for match in matches)
+    assert {item.signal_id for item in items if where.admits(item)} == expected
+
+
+async def test_storing_the_same_fingerprint_again_replaces_its_point(index):
+    await index.upsert([exemplar("a")], np.stack([axis(1)]))
+    await index.upsert([exemplar("a", report="r9")], np.stack([axis(0, 1)]))
+
+    (match,) = await index.nearest("shop", axis(0, 1), limit=5)
+
+    assert match.exemplar.report_id == "r9"
+    assert match.similarity == pytest.approx(1.0, abs=1e-3)
+    assert await index.count() == 1
+
+
+async def test_spread_counts_reports_not_signals(index):
+    items = [
+        exemplar("a", anchors={"checkout": 1.0}), exemplar("b", anchors={"checkout": 1.0}),
+        exemplar("c", report="r2", anchors={"checkout": 1.0, "search": 1.0}), exemplar("d", project="bank", report="r3"),
+    ]  # fmt: skip
+    await index.upsert(items, np.stack([axis(1)] * 4))
+
+    assert await index.spread("shop", ["checkout", "search", "absent"]) == {"checkout": 2, "search": 1, "absent": 0}
+
+
+async def test_assigning_moves_a_point_to_another_report_and_leaves_its_vector(index):
+    items = [exemplar("a"), exemplar("b")]
+    await index.upsert(items, np.stack([axis(1), axis(0, 1)]))
+
+    await index.assign([items[0].in_report("r2"), exemplar("unknown").in_report("r2")])
+
+    matches = await index.nearest("shop", axis(1), limit=5)
+    assert [(match.exemplar.signal_id, match.exemplar.report_id) for match in matches] == [("s-a", "r2"), ("s-b", "r1")]
+    assert matches[0].similarity == pytest.approx(1.0, abs=1e-3)
+    assert await index.count() == 2
+
+
+async def test_missing_names_the_points_that_are_not_there(index):
+    present, absent = exemplar("a"), exemplar("b")
+    await index.upsert([present], np.stack([axis(1)]))
+
+    assert await index.missing([present.point_id, absent.point_id]) == {absent.point_id}
+    assert await index.missing([]) == set()
+
+
+async def test_the_embedded_index_survives_a_restart(tmp_path):
+    first = QdrantEdgeIndex(tmp_path / "vectors", DIMENSIONS)
+    await first.upsert([exemplar("a")], np.stack([axis(1)]))
+    await first.close()
+
+    second = QdrantEdgeIndex(tmp_path / "vectors", DIMENSIONS)
+    (match,) = await second.nearest("shop", axis(1), limit=5)
+    await second.close()
+
+    assert match.exemplar == exemplar("a")
+
+
+def test_an_upsert_that_returned_survives_a_kill(tmp_path):
+    script = textwrap.dedent(f"""
+        import asyncio, os, numpy as np
+        from pathlib import Path
+        from loopwright_cluster.adapters.qdrant_edge import QdrantEdgeIndex
+        from loopwright_cluster.domain import Exemplar
+        async def main():
+            index = QdrantEdgeIndex(Path({str(tmp_path / "vectors")!r}), {DIMENSIONS})
+            item = Exemplar("shop", "fp", "r", "s", "log", "web", 1.0, "title", "text")
+            await index.upsert([item], np.eye(1, {DIMENSIONS}, dtype=np.float32))
+            os.kill(os.getpid(), 9)
+        asyncio.run(main())
+    """)
+    assert subprocess.run([sys.executable, "-c", script], timeout=60, check=False).returncode == -9
+
+    async def count():
+        index = QdrantEdgeIndex(tmp_path / "vectors", DIMENSIONS)
+        try:
+            return await index.count("shop")
+        finally:
+            await index.close()
+
+    import asyncio
+
+    assert asyncio.run(count()) == 1
+
+
+async def test_a_second_process_is_refused_the_embedded_index(tmp_path):
+    first = QdrantEdgeIndex(tmp_path / "vectors", DIMENSIONS)
+    with pytest.raises(IndexInUse, match="open in another process"):
+        QdrantEdgeIndex(tmp_path / "vectors", DIMENSIONS)
+    await first.close()
+    await QdrantEdgeIndex(tmp_path / "vectors", DIMENSIONS).close()
+
+
+async def test_an_absent_server_is_unavailable_and_names_the_setting():
+    client = AsyncQdrantClient(url="http://127.0.0.1:1", timeout=2, check_compatibility=False)
+    with pytest.raises(Unavailable, match="LOOPWRIGHT_CLUSTER_QDRANT_URL"):
+        await QdrantServerIndex.open(client, "loopwright", DIMENSIONS)
+    await client.close()
+
+
+async def test_an_unreadable_embedded_index_is_set_aside_and_made_anew(tmp_path):
+    first = QdrantEdgeIndex(tmp_path / "vectors", DIMENSIONS)
+    await first.upsert([exemplar("a")], np.stack([axis(1)]))
+    await first.close()
+    for path in (tmp_path / "vectors" / "shard").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"\x00garbage")
+
+    second = QdrantEdgeIndex(tmp_path / "vectors", DIMENSIONS)
+
+    assert await second.count() == 0
+    await second.upsert([exemplar("b")], np.stack([axis(1)]))
+    assert await second.count() == 1
+    await second.close()
+    assert list((tmp_path / "vectors").glob("shard.unreadable-*"))
