@@ -109,14 +109,16 @@ async def test_storing_the_same_fingerprint_again_replaces_its_point(index):
     assert await index.count() == 1
 
 
-async def test_spread_counts_reports_not_signals(index):
+async def test_spread_names_the_reports_that_speak_of_a_token(index):
     items = [
         exemplar("a", anchors={"checkout": 1.0}), exemplar("b", anchors={"checkout": 1.0}),
         exemplar("c", report="r2", anchors={"checkout": 1.0, "search": 1.0}), exemplar("d", project="bank", report="r3"),
     ]  # fmt: skip
     await index.upsert(items, np.stack([axis(1)] * 4))
 
-    assert await index.spread("shop", ["checkout", "search", "absent"]) == {"checkout": 2, "search": 1, "absent": 0}
+    assert await index.spread("shop", ["checkout", "search", "absent"]) == {
+        "checkout": frozenset({"r1", "r2"}), "search": frozenset({"r2"}), "absent": frozenset(),
+    }  # fmt: skip
 
 
 async def test_assigning_moves_a_point_to_another_report_and_leaves_its_vector(index):
@@ -129,6 +131,17 @@ async def test_assigning_moves_a_point_to_another_report_and_leaves_its_vector(i
     assert [(match.exemplar.signal_id, match.exemplar.report_id) for match in matches] == [("s-a", "r2"), ("s-b", "r1")]
     assert matches[0].similarity == pytest.approx(1.0, abs=1e-3)
     assert await index.count() == 2
+
+
+async def test_moving_takes_all_points_of_a_report_to_another(index):
+    items = [exemplar("a"), exemplar("b"), exemplar("c", report="r2"), exemplar("d", project="bank")]
+    await index.upsert(items, np.stack([axis(1)] * 4))
+
+    await index.move("shop", "r1", "r5")
+
+    reports = {match.exemplar.signal_id: match.exemplar.report_id for match in await index.nearest("shop", axis(1), limit=5)}
+    assert reports == {"s-a": "r5", "s-b": "r5", "s-c": "r2"}
+    assert [match.exemplar.report_id for match in await index.nearest("bank", axis(1), limit=5)] == ["r1"]
 
 
 async def test_missing_names_the_points_that_are_not_there(index):

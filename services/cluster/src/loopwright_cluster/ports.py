@@ -68,12 +68,16 @@ class VectorIndex(Protocol):
         """The most similar exemplars of a project, best first; exact, not approximate."""
         ...
 
-    async def spread(self, project: str, tokens: Sequence[str]) -> Mapping[str, int]:
-        """For each token, in how many reports of the project it occurs (counted up to SPREAD_MAX)."""
+    async def spread(self, project: str, tokens: Sequence[str]) -> Mapping[str, frozenset[str]]:
+        """For each token, the reports of the project in which it occurs (at most SPREAD_MAX of them)."""
         ...
 
     async def assign(self, exemplars: Sequence[Exemplar]) -> None:
         """Write the exemplars' ``report_id`` to their points, vectors untouched; those without a point are left out. Durable."""
+        ...
+
+    async def move(self, project: str, from_report_id: str, to_report_id: str) -> None:
+        """Write another report to all points of a report. Durable."""
         ...
 
     async def missing(self, point_ids: Sequence[str]) -> set[str]:

@@ -75,16 +75,16 @@ class QdrantEdgeIndex:
         points = await self._call(lambda: self._shard.query(request))
         return [Match(Exemplar.from_payload(point.payload or {}), round(point.score, 4)) for point in points]
 
-    async def spread(self, project: str, tokens: Sequence[str]) -> Mapping[str, int]:
-        def count() -> dict[str, int]:
+    async def spread(self, project: str, tokens: Sequence[str]) -> Mapping[str, frozenset[str]]:
+        def collect() -> dict[str, frozenset[str]]:
             found = {}
             for token in tokens:
                 conditions: list[Any] = [_is("project", project), _is("tokens", token)]
                 request = engine.FacetRequest("report", limit=SPREAD_MAX, exact=True, filter=engine.Filter(must=conditions))
-                found[token] = len(self._shard.facet(request))
+                found[token] = frozenset(str(hit.value) for hit in self._shard.facet(request).hits)
             return found
 
-        return await self._call(count)
+        return await self._call(collect)
 
     async def assign(self, exemplars: Sequence[Exemplar]) -> None:
         absent = await self.missing([exemplar.point_id for exemplar in exemplars])
@@ -92,6 +92,10 @@ class QdrantEdgeIndex:
         operations = [engine.UpdateOperation.set_payload([item.point_id], {"report": item.report_id}) for item in present]
         if operations:
             await self._write(operations)
+
+    async def move(self, project: str, from_report_id: str, to_report_id: str) -> None:
+        chosen = _filter(project, Where(report_id=from_report_id))
+        await self._write([engine.UpdateOperation.set_payload_by_filter(chosen, {"report": to_report_id})])
 
     async def missing(self, point_ids: Sequence[str]) -> set[str]:
         records = await self._call(lambda: self._shard.retrieve(list(point_ids), with_payload=False, with_vector=False))

@@ -61,12 +61,12 @@ class QdrantServerIndex:
         )
         return [Match(Exemplar.from_payload(point.payload or {}), round(point.score, 4)) for point in answer.points]
 
-    async def spread(self, project: str, tokens: Sequence[str]) -> Mapping[str, int]:
+    async def spread(self, project: str, tokens: Sequence[str]) -> Mapping[str, frozenset[str]]:
         found = {}
         for token in tokens:
             chosen = models.Filter(must=[_is("project", project), _is("tokens", token)])
             answer = await self._ask("facet", key="report", facet_filter=chosen, limit=SPREAD_MAX, exact=True)
-            found[token] = len(answer.hits)
+            found[token] = frozenset(str(hit.value) for hit in answer.hits)
         return found
 
     async def assign(self, exemplars: Sequence[Exemplar]) -> None:
@@ -74,6 +74,10 @@ class QdrantServerIndex:
         for exemplar in exemplars:
             if exemplar.point_id not in absent:
                 await self._ask("set_payload", payload={"report": exemplar.report_id}, points=[exemplar.point_id], wait=True)
+
+    async def move(self, project: str, from_report_id: str, to_report_id: str) -> None:
+        chosen = _filter(project, Where(report_id=from_report_id))
+        await self._ask("set_payload", payload={"report": to_report_id}, points=chosen, wait=True)
 
     async def missing(self, point_ids: Sequence[str]) -> set[str]:
         records = await self._ask("retrieve", ids=list(point_ids), with_payload=False, with_vectors=False)

@@ -1,0 +1,51 @@
+"""A signal as the matchers see it: the text to embed, its anchors and its frames."""
+
+from __future__ import annotations
+
+from loopwright_common.contracts.signals import Signal
+
+from loopwright_cluster.domain import Exemplar
+from loopwright_cluster.grouping.anchors import anchors_of
+from loopwright_cluster.grouping.fingerprints import Fingerprint, in_app_frames
+from loopwright_cluster.grouping.normalise import parameterise
+
+BODY_CHARS_MAX = 800  # with the title about 256 tokens, which is what the embedding reads
+TEXT_CHARS_MAX = 1_200
+FRAMES_KEPT = 10  # innermost; enough to compare two stacks, and bounded in the index
+
+
+def embedding_text(signal: Signal) -> str:
+    """What is embedded: sentences for a model of sentences, with variable parts out (numbers alone moved a cosine by .2)."""
+    sentences = [signal.title]
+    if signal.exception_type and signal.exception_type not in signal.title:
+        sentences.append(f"{signal.exception_type}: {signal.exception_value}")
+    frames = in_app_frames(signal)
+    if frames:
+        file, _, function = frames[-1].rpartition(":")
+        sentences.append(f"in {function} ({file})")
+    if signal.transaction:
+        sentences.append(f"while serving {signal.transaction}")
+    if signal.body and signal.body != signal.title:
+        sentences.append(signal.body[:BODY_CHARS_MAX])
+    return ". ".join(parameterise(sentence) for sentence in sentences if sentence)[:TEXT_CHARS_MAX]
+
+
+def describe(signal: Signal, found: Fingerprint) -> Exemplar:
+    """The signal as an exemplar of its fingerprint, in no report yet (``report_id`` is empty)."""
+    return Exemplar(
+        project=signal.project,
+        fingerprint=found.key,
+        report_id="",
+        signal_id=signal.id,
+        kind=signal.kind.value,
+        service=signal.service,
+        occurred_at=signal.occurred_at.timestamp(),
+        title=signal.title,
+        text=embedding_text(signal),
+        release=signal.release,
+        environment=signal.environment,
+        exception_type=signal.exception_type,
+        explicit=found.explicit,
+        anchors=anchors_of(signal),
+        frames=in_app_frames(signal)[-FRAMES_KEPT:],
+    )

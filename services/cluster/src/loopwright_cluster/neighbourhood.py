@@ -1,0 +1,88 @@
+"""What lies around a newcomer: the index's answers together with the newcomers of the same batch that are not stored yet.
+
+So a batch is decided as if its signals had come one by one, wherever the batch ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence, Set
+
+import numpy as np
+import numpy.typing as npt
+
+from loopwright_cluster.domain import Exemplar, Match
+from loopwright_cluster.grouping.v1 import HUMAN_WINDOW, Surroundings
+from loopwright_cluster.ports import ANYWHERE, SPREAD_MAX, VectorIndex, Where
+
+NEIGHBOURS_MAX = 10  # the right report is in a text's nearest ten in 7 of 10 cases; more candidates mean more wrong ones
+IN_WINDOW_MAX = 10  # of the newcomer's own service and time: where signals of other kinds about the same thing are
+SAME_KIND_MAX = 3  # per candidate report
+SPREAD_TOKENS_MAX = 24  # names whose rarity is asked for
+
+Vector = npt.NDArray[np.float32]
+Standing = Callable[[Exemplar], Awaitable[tuple[str, bool]]]
+"""The report an exemplar belongs to as things stand (merges followed), and whether people have put that report away."""
+
+
+class Neighbourhood:
+    """Answers for one batch. ``add`` makes a newcomer a neighbour of those that come after it."""
+
+    def __init__(self, index: VectorIndex, standing: Standing, *, degraded: bool) -> None:
+        self._index = index
+        self._standing = standing
+        self._degraded = degraded
+        self._pending: dict[str, tuple[Exemplar, Vector]] = {}
+
+    def add(self, exemplar: Exemplar, vector: Vector) -> None:
+        """Remember a decided newcomer until it is stored."""
+        self._pending[exemplar.point_id] = (exemplar, vector)
+
+    @property
+    def pending(self) -> list[tuple[Exemplar, Vector]]:
+        """The newcomers that were added, in order: what has to be stored."""
+        return list(self._pending.values())
+
+    async def around(self, newcomer: Exemplar, vector: Vector) -> Surroundings:
+        """Gather what ``decide`` needs to know about a newcomer."""
+        window = HUMAN_WINDOW.total_seconds()
+        nearby = Where(
+            service=newcomer.service or None, occurred_from=newcomer.occurred_at - window, occurred_to=newcomer.occurred_at + window
+        )
+        found = {match.exemplar.point_id: match for match in await self._nearest(newcomer, vector, NEIGHBOURS_MAX, ANYWHERE)}
+        for match in await self._nearest(newcomer, vector, IN_WINDOW_MAX, nearby):
+            found.setdefault(match.exemplar.point_id, match)
+        quiet: set[str] = set()
+        neighbours = [await self._as_it_stands(match, quiet) for match in found.values()]
+        same_kind: dict[str, list[Match]] = {}
+        for stored_report_id in sorted({match.exemplar.report_id for match in found.values()}):
+            where = Where(report_id=stored_report_id, kind=newcomer.kind)
+            for match in await self._nearest(newcomer, vector, SAME_KIND_MAX, where):
+                current = await self._as_it_stands(match, quiet)
+                same_kind.setdefault(current.exemplar.report_id, []).append(current)
+        return Surroundings(neighbours, same_kind, await self._spread(newcomer, neighbours), frozenset(quiet), self._degraded)
+
+    async def _nearest(self, newcomer: Exemplar, vector: Vector, limit: int, where: Where) -> list[Match]:
+        stored = await self._index.nearest(newcomer.project, vector, limit + 1, where)
+        matches = {match.exemplar.point_id: match for match in stored}
+        for point_id, (exemplar, other) in self._pending.items():
+            if exemplar.project == newcomer.project and where.admits(exemplar):
+                matches[point_id] = Match(exemplar, round(float(vector @ other), 4))
+        matches.pop(newcomer.point_id, None)
+        return sorted(matches.values(), key=lambda match: (-match.similarity, match.exemplar.point_id))[:limit]
+
+    async def _as_it_stands(self, match: Match, quiet: set[str]) -> Match:
+        report_id, put_away = await self._standing(match.exemplar)
+        if put_away:
+            quiet.add(report_id)
+        return Match(match.exemplar.in_report(report_id), match.similarity)
+
+    async def _spread(self, newcomer: Exemplar, neighbours: Sequence[Match]) -> dict[str, int]:
+        """In how many reports each name occurs that the newcomer shares with a neighbour, those of the batch included."""
+        shared: Set[str] = newcomer.anchors.keys() & {name for match in neighbours for name in match.exemplar.anchors}
+        names = sorted(shared, key=lambda name: (-newcomer.anchors[name], name))[:SPREAD_TOKENS_MAX]
+        reports = {name: set(found) for name, found in (await self._index.spread(newcomer.project, names)).items()}
+        for exemplar, _ in self._pending.values():
+            for name in names if exemplar.project == newcomer.project else ():
+                if name in exemplar.anchors:
+                    reports[name].add(exemplar.report_id)
+        return {name: min(SPREAD_MAX, len(found)) for name, found in reports.items()}
