@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import tempfile
 from collections.abc import AsyncIterator, Iterable
@@ -14,7 +13,7 @@ from pathlib import Path
 from loopwright_repositories.codeowners import PLACES, CodeOwners, parse_codeowners
 from loopwright_repositories.diffs import FileDiff, parse_diff
 from loopwright_repositories.errors import HostileInput, OutputTooLarge, RepositoryRefused, UnknownPath, UnknownRevision
-from loopwright_repositories.git import GitFailed, run_git
+from loopwright_repositories.git import GitFailed, absolute, run_git
 from loopwright_repositories.history import (
     FILES_PER_COMMIT_MAX,
     BlamedLine,
@@ -227,7 +226,7 @@ class Checkout:
         commit = await self.resolve(revision)
         branch_name(branch)
         async with self._borrowed(commit, branch) as directory:
-            await run_git(["bundle", "create", "--quiet", os.path.abspath(path), "HEAD", f"refs/heads/{branch}"], git_dir=directory)
+            await run_git(["bundle", "create", "--quiet", absolute(path), "HEAD", f"refs/heads/{branch}"], git_dir=directory)
         return commit
 
     async def export(self, revision: str, target: Path) -> str:
@@ -238,7 +237,7 @@ class Checkout:
         commit = await self.resolve(revision)
         await asyncio.to_thread(_make_empty, target)
         with tempfile.TemporaryDirectory(prefix="loopwright-index-") as temporary:
-            environment = {"GIT_INDEX_FILE": f"{temporary}/index", "GIT_WORK_TREE": os.path.abspath(target)}
+            environment = {"GIT_INDEX_FILE": f"{temporary}/index", "GIT_WORK_TREE": absolute(target)}
             await run_git(["read-tree", commit], git_dir=self.directory, cwd=target, environment=environment)
             await run_git(["checkout-index", "--all", "--quiet"], git_dir=self.directory, cwd=target, environment=environment)
         return commit

@@ -2,7 +2,8 @@
 
 Patterns are gitignore patterns (pathspec), with GitHub's differences: no negation (``!``) and no character ranges (``[ ]``): such
 lines are skipped and listed in ``skipped``; ``docs/*`` owns the files directly in ``docs`` and none below. A pattern without
-owners makes the path unowned. Deviation: GitLab's ``[Section]`` headings are skipped, so their default owners and approval counts do not apply.
+owners makes the path unowned. Deviation:
+GitLab's ``[Section]`` headings are skipped, so their default owners and approval counts do not apply.
 Source: "About code owners", GitHub Docs.
 """
 

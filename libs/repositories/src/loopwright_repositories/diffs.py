@@ -6,8 +6,8 @@ import io
 from dataclasses import dataclass
 from typing import Literal
 
-from unidiff.patch import PatchSet
 from unidiff.errors import UnidiffParseError
+from unidiff.patch import PatchSet
 
 from loopwright_repositories.errors import RepositoryRefused
 

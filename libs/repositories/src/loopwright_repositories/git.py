@@ -34,6 +34,9 @@ _RETRY_HELPS = re.compile(
     r"the remote end hung up|empty reply from server|rpc failed|resource temporarily unavailable|another git process",
     re.IGNORECASE,
 )
+_SAYS_NOTHING = frozenset(
+    {"fatal: Could not read from remote repository.", "Please make sure you have the correct access rights", "and the repository exists."}
+)
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,11 @@ class GitFailed(RepositoryRefused):
         super().__init__(message)
         self.exit_code = exit_code
         self.stderr = stderr
+
+
+def absolute(path: Path) -> str:
+    """The path from the root: git runs in a folder of its own choosing."""
+    return os.path.abspath(path)
 
 
 def hardened_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -127,7 +135,7 @@ async def run_git(
     extra = dict(environment or {})
     if credential is not None:
         extra.update(credential[0].environment(credential[1]))
-    command = ["git", *(["--git-dir", os.path.abspath(git_dir)] if git_dir is not None else []), *arguments]
+    command = ["git", *(["--git-dir", absolute(git_dir)] if git_dir is not None else []), *arguments]
     try:
         process = await asyncio.create_subprocess_exec(
             *command,
@@ -198,8 +206,8 @@ async def _end(process: asyncio.subprocess.Process) -> None:
 
 
 def _failure(name: str, exit_code: int, stderr: str) -> RepositoryError:
-    last = [line for line in stderr.splitlines() if line.strip()][-3:]
-    reason = " / ".join(last)[:600] or "no message"
+    said = [line.strip() for line in stderr.splitlines() if line.strip() and line.strip() not in _SAYS_NOTHING]
+    reason = " / ".join(said[-3:])[:600] or "no message"
     message = f"git {name} ended with {exit_code}: {reason}"
     if _RETRY_HELPS.search(stderr):
         return RepositoryUnavailable(message)

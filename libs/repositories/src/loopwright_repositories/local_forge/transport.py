@@ -1,0 +1,218 @@
+"""Git's smart HTTP: ``git http-backend`` as a CGI program behind ASGI, streaming in both directions.
+
+Source: git-http-backend(1) and gitprotocol-http(5). Request bodies may be gzip (git sends them so) and chunked; ``Git-Protocol`` goes
+on, so that clients speak version 2.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response, StreamingResponse
+
+from loopwright_repositories.git import hardened_environment
+from loopwright_repositories.local_forge.access import require
+from loopwright_repositories.local_forge.problems import Problem
+from loopwright_repositories.local_forge.repositories import ForgeRepositories
+from loopwright_repositories.local_forge.settings import Access, ForgeSettings
+
+HEADER_BYTES_MAX = 16 * 1024
+CHUNK_BYTES = 64 * 1024
+FETCH_REQUEST_BYTES_MAX = 16 * 1024 * 1024  # wants and haves: 50 bytes for each of some 300,000 commits
+# info/refs and the two services; dumb HTTP (objects/...) is not offered, since it would go past the push rules' view of refs.
+_SERVICES = {"info/refs": "GET", "git-upload-pack": "POST", "git-receive-pack": "POST"}
+_PROTOCOL = re.compile(r"^version=[0-2](?::[a-z0-9=:.-]{1,100})?$")
+
+
+@dataclass
+class GitTransport:
+    """Serves clone, fetch and push of the forge's repositories."""
+
+    repositories: ForgeRepositories
+    settings: ForgeSettings
+    after_push: Callable[[str], Awaitable[None]]
+    _slots: asyncio.Semaphore = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._slots = asyncio.Semaphore(self.settings.git_processes_max)
+
+    async def serve(self, request: Request, name: str, what: str, access: Access) -> Response:
+        """Answers one request. Raises Problem 401, 403, 404, 405, 413, 415, 503."""
+        service = what if what != "info/refs" else request.query_params.get("service", "")
+        if what not in _SERVICES or service not in ("git-upload-pack", "git-receive-pack"):
+            raise Problem(404, "this forge speaks git's smart HTTP only: info/refs?service=..., git-upload-pack, git-receive-pack")
+        if request.method != _SERVICES[what]:
+            raise Problem(405, f"{what} takes {_SERVICES[what]}", {"Allow": _SERVICES[what]})
+        pushes = service == "git-receive-pack"
+        require(access, Access.WRITE if pushes else Access.READ)
+        if what != "info/refs" and request.headers.get("content-type", "") != f"application/x-{service}-request":
+            raise Problem(415, f"{what} takes application/x-{service}-request")
+        record = await self.repositories.known(name)
+        environment = self._environment(request, name, what, access, str(record["default_branch"]))
+        limit = self.settings.push_bytes_max if pushes else FETCH_REQUEST_BYTES_MAX
+        try:
+            async with asyncio.timeout(30):
+                await self._slots.acquire()
+        except TimeoutError as error:
+            raise Problem(503, f"{self.settings.git_processes_max} git processes are busy", {"Retry-After": "5"}) from error
+        run = _Run(environment, limit, self.settings.git_seconds_max)
+        try:
+            status, headers = await run.start(request)
+        except BaseException:
+            await run.end()
+            self._slots.release()
+            raise
+
+        async def body() -> AsyncIterator[bytes]:
+            try:
+                async for chunk in run.output():
+                    yield chunk
+                if what == "git-receive-pack":
+                    await self.after_push(name)
+            finally:
+                await run.end()
+                self._slots.release()
+
+        return StreamingResponse(body(), status_code=status, headers=headers)
+
+    def _environment(self, request: Request, name: str, what: str, access: Access, default_branch: str) -> dict[str, str]:
+        config = {
+            "core.hooksPath": str(self.repositories.hooks.resolve()),
+            "http.receivepack": "true",
+            "receive.fsckObjects": "true",
+            "receive.maxInputSize": str(self.settings.push_bytes_max),
+            "transfer.hideRefs": "refs/sources",
+            "uploadpack.allowFilter": "true",
+        }
+        environment = {"GIT_CONFIG_COUNT": str(len(config))}
+        for number, (key, value) in enumerate(config.items()):
+            environment |= {f"GIT_CONFIG_KEY_{number}": key, f"GIT_CONFIG_VALUE_{number}": value}
+        protocol = request.headers.get("git-protocol", "")
+        if _PROTOCOL.match(protocol):
+            environment["GIT_PROTOCOL"] = protocol
+        if length := request.headers.get("content-length"):
+            environment["CONTENT_LENGTH"] = length
+        if request.headers.get("content-encoding", "") in ("gzip", "x-gzip"):
+            environment["HTTP_CONTENT_ENCODING"] = "gzip"
+        return hardened_environment(
+            environment
+            | {
+                "GIT_PROJECT_ROOT": str(self.repositories.root.resolve()),
+                "GIT_HTTP_EXPORT_ALL": "1",
+                "GIT_HTTP_MAX_REQUEST_BUFFER": str(FETCH_REQUEST_BYTES_MAX),
+                "REQUEST_METHOD": request.method,
+                "PATH_INFO": f"/{name}.git/{what}",
+                "QUERY_STRING": f"service={request.query_params['service']}" if what == "info/refs" else "",
+                "CONTENT_TYPE": request.headers.get("content-type", ""),
+                "REMOTE_USER": access.name.lower(),
+                "REMOTE_ADDR": request.client.host if request.client is not None else "",
+                "SERVER_PROTOCOL": "HTTP/1.1",
+                "LOOPWRIGHT_FORGE_ACCESS": access.name,
+                "LOOPWRIGHT_FORGE_PROTECTED": f"refs/heads/{default_branch}",
+            }
+        )
+
+
+class _Run:
+    """One http-backend process."""
+
+    def __init__(self, environment: dict[str, str], input_bytes_max: int, seconds_max: int) -> None:
+        self._environment = environment
+        self._input_bytes_max = input_bytes_max
+        self._deadline = asyncio.get_running_loop().time() + seconds_max
+        self._process: asyncio.subprocess.Process | None = None
+        self._feeding: asyncio.Task[None] | None = None
+        self._rest = b""
+
+    async def start(self, request: Request) -> tuple[int, dict[str, str]]:
+        """Starts it and gives the status and headers it answers with. Raises Problem."""
+        self._process = await asyncio.create_subprocess_exec(
+            "git", "http-backend", env=self._environment, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL, start_new_session=True, limit=CHUNK_BYTES,
+        )  # fmt: skip
+        self._feeding = asyncio.create_task(self._feed(request, self._process))
+        head = await self._head(self._process)
+        # CGI answers begin only when the request was read: a refused request is known by now.
+        if self._feeding.done():
+            self._feeding.result()
+        status, headers = 200, {}
+        for line in head.decode("latin-1").split("\r\n"):
+            key, _, value = line.partition(":")
+            if key.lower() == "status":
+                status = int(value.split()[0])
+            elif key.strip():
+                headers[key.strip()] = value.strip()
+        return status, headers
+
+    async def output(self) -> AsyncIterator[bytes]:
+        """The body as it comes."""
+        assert self._process is not None
+        assert self._process.stdout is not None
+        if self._rest:
+            yield self._rest
+        while chunk := await self._read(self._process.stdout):
+            yield chunk
+
+    async def end(self) -> None:
+        """Kills whatever still runs, with its children."""
+        if self._feeding is not None:
+            self._feeding.cancel()
+            with contextlib.suppress(asyncio.CancelledError, Exception):
+                await self._feeding
+        if self._process is not None and self._process.returncode is None:
+            try:
+                # A client that has all it wants closes first; the program is then about to end by itself.
+                async with asyncio.timeout(2):
+                    await self._process.wait()
+            except TimeoutError:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self._process.pid, signal.SIGKILL)
+                await self._process.wait()
+
+    async def _head(self, process: asyncio.subprocess.Process) -> bytes:
+        assert process.stdout is not None
+        assert self._feeding is not None
+        collected = b""
+        while b"\r\n\r\n" not in collected:
+            reading = asyncio.ensure_future(self._read(process.stdout))
+            await asyncio.wait({reading, self._feeding}, return_when=asyncio.FIRST_COMPLETED)
+            if self._feeding.done() and self._feeding.exception() is not None:
+                reading.cancel()
+                self._feeding.result()
+            chunk = await reading
+            collected += chunk
+            if not chunk or len(collected) > HEADER_BYTES_MAX:
+                raise Problem(500, "git http-backend did not answer as a CGI program does; is git complete on this host?")
+        head, _, self._rest = collected.partition(b"\r\n\r\n")
+        return head
+
+    async def _feed(self, request: Request, process: asyncio.subprocess.Process) -> None:
+        assert process.stdin is not None
+        taken = 0
+        try:
+            async for chunk in request.stream():
+                taken += len(chunk)
+                if taken > self._input_bytes_max:
+                    raise Problem(413, f"the request is over {self._input_bytes_max} bytes; for pushes see LOOPWRIGHT_FORGE_PUSH_BYTES_MAX")
+                process.stdin.write(chunk)
+                await process.stdin.drain()
+        except (BrokenPipeError, ConnectionResetError):
+            return  # it has read what it wanted
+        except ClientDisconnect as error:
+            raise Problem(400, "the client went away in mid-request") from error
+        finally:
+            process.stdin.close()
+
+    async def _read(self, stream: asyncio.StreamReader) -> bytes:
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                return await stream.read(CHUNK_BYTES)
+        except TimeoutError as error:
+            raise Problem(503, "git took too long; see LOOPWRIGHT_FORGE_GIT_SECONDS_MAX") from error
