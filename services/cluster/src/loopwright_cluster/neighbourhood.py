@@ -27,9 +27,8 @@ Standing = Callable[[Exemplar], Awaitable[tuple[str, bool]]]
 class Neighbourhood:
     """Answers for one batch. ``add`` makes a newcomer a neighbour of those that come after it."""
 
-    def __init__(self, index: VectorIndex, standing: Standing, *, degraded: bool) -> None:
+    def __init__(self, index: VectorIndex, *, degraded: bool) -> None:
         self._index = index
-        self._standing = standing
         self._degraded = degraded
         self._pending: dict[str, tuple[Exemplar, Vector]] = {}
 
@@ -42,8 +41,8 @@ class Neighbourhood:
         """The newcomers that were added, in order: what has to be stored."""
         return list(self._pending.values())
 
-    async def around(self, newcomer: Exemplar, vector: Vector) -> Surroundings:
-        """Gather what ``decide`` needs to know about a newcomer."""
+    async def around(self, newcomer: Exemplar, vector: Vector, standing: Standing) -> Surroundings:
+        """Gather what ``decide`` needs to know about a newcomer; ``standing`` says how its neighbours' reports stand."""
         window = HUMAN_WINDOW.total_seconds()
         nearby = Where(
             service=newcomer.service or None, occurred_from=newcomer.occurred_at - window, occurred_to=newcomer.occurred_at + window
@@ -52,12 +51,12 @@ class Neighbourhood:
         for match in await self._nearest(newcomer, vector, IN_WINDOW_MAX, nearby):
             found.setdefault(match.exemplar.point_id, match)
         quiet: set[str] = set()
-        neighbours = [await self._as_it_stands(match, quiet) for match in found.values()]
+        neighbours = [await _as_it_stands(match, standing, quiet) for match in found.values()]
         same_kind: dict[str, list[Match]] = {}
         for stored_report_id in sorted({match.exemplar.report_id for match in found.values()}):
             where = Where(report_id=stored_report_id, kind=newcomer.kind)
             for match in await self._nearest(newcomer, vector, SAME_KIND_MAX, where):
-                current = await self._as_it_stands(match, quiet)
+                current = await _as_it_stands(match, standing, quiet)
                 same_kind.setdefault(current.exemplar.report_id, []).append(current)
         return Surroundings(neighbours, same_kind, await self._spread(newcomer, neighbours), frozenset(quiet), self._degraded)
 
@@ -70,12 +69,6 @@ class Neighbourhood:
         matches.pop(newcomer.point_id, None)
         return sorted(matches.values(), key=lambda match: (-match.similarity, match.exemplar.point_id))[:limit]
 
-    async def _as_it_stands(self, match: Match, quiet: set[str]) -> Match:
-        report_id, put_away = await self._standing(match.exemplar)
-        if put_away:
-            quiet.add(report_id)
-        return Match(match.exemplar.in_report(report_id), match.similarity)
-
     async def _spread(self, newcomer: Exemplar, neighbours: Sequence[Match]) -> dict[str, int]:
         """In how many reports each name occurs that the newcomer shares with a neighbour, those of the batch included."""
         shared: Set[str] = newcomer.anchors.keys() & {name for match in neighbours for name in match.exemplar.anchors}
@@ -86,3 +79,10 @@ class Neighbourhood:
                 if name in exemplar.anchors:
                     reports[name].add(exemplar.report_id)
         return {name: min(SPREAD_MAX, len(found)) for name, found in reports.items()}
+
+
+async def _as_it_stands(match: Match, standing: Standing, quiet: set[str]) -> Match:
+    report_id, put_away = await standing(match.exemplar)
+    if put_away:
+        quiet.add(report_id)
+    return Match(match.exemplar.in_report(report_id), match.similarity)

@@ -1,0 +1,272 @@
+"""The ordered flow: a batch of signals is decided one after another, stored, published, and only then acknowledged.
+
+Why the order of the steps makes every effect happen once, wherever the process dies:
+
+1. A new fingerprint's record (report, decision, all that is needed to index it) is created by compare-and-set. From here on it is decided.
+2. Its point goes into the vector index. Only recorded fingerprints are ever in there.
+3. The facts are published under ids derived from the signals.
+4. The bus acknowledges the batch.
+
+A signal that comes again finds its record and repeats steps 2 and 3 with the recorded decision: the same point, the same message id.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import numpy as np
+import structlog
+from loopwright_common.bus import Bus, Outgoing, Received
+from loopwright_common.clock import Clock
+from loopwright_common.contracts.reports import GroupingDecision, GroupUpdated, Neighbour
+from loopwright_common.contracts.signals import Signal
+from loopwright_common.contracts.subjects import GROUPS_UPDATED
+from loopwright_common.identifiers import derived_id
+from prometheus_client import Counter
+
+from loopwright_cluster.domain import Candidate, Decision, Exemplar, Outcome
+from loopwright_cluster.grouping import v1
+from loopwright_cluster.grouping.describe import describe
+from loopwright_cluster.grouping.fingerprints import Fingerprint, fingerprint
+from loopwright_cluster.neighbourhood import Neighbourhood, Vector
+from loopwright_cluster.ports import Embedding, VectorIndex
+from loopwright_cluster.records import FingerprintRecord, Place, Pointer, Records
+
+NEIGHBOURS_SHOWN = 10  # as many as the contract carries
+LOOKUPS_AT_ONCE = 32  # reads of unknown fingerprints in flight together: enough to hide the round trip, few enough for the connection
+BEFORE_EVERYTHING = datetime.min.replace(tzinfo=UTC)  # for what belongs to a report whether or not it was resolved since
+
+GROUPED = Counter("loopwright_cluster_signals_grouped", "Signals put into a report.", ["outcome", "rule"])
+
+log = structlog.get_logger()
+Key = tuple[str, str]  # project, fingerprint
+
+
+@dataclass(frozen=True)
+class Grouped:
+    """A signal with its report: what is published of it."""
+
+    signal: Signal
+    report_id: str
+    decision: GroupingDecision
+    recurrence_of: str | None = None
+    decided_at: datetime | None = None
+
+
+class SignalGrouping:
+    """Puts each signal of the stream into a report and says so. One batch at a time; ``lock`` is shared with the other handlers."""
+
+    def __init__(self, bus: Bus, records: Records, embedding: Embedding, index: VectorIndex, clock: Clock, lock: asyncio.Lock) -> None:
+        self._bus = bus
+        self._records = records
+        self._embedding = embedding
+        self._index = index
+        self._clock = clock
+        self._lock = lock
+
+    async def handle(self, batch: Sequence[Received[Signal]]) -> None:
+        """Decide, store, publish. Raises Conflict when another replica wrote meanwhile; the batch is then handed in again."""
+        async with self._lock:
+            work = _Batch(self, [message.payload for message in batch])
+            grouped = await work.decide()
+            await work.store()
+            await self._publish(grouped)
+
+    async def _publish(self, grouped: Sequence[Grouped]) -> None:
+        now = self._clock.now()
+        await self._bus.publish_batch([_outgoing(item, now) for item in grouped])
+        for item in grouped:
+            GROUPED.labels(item.decision.outcome, item.decision.rule).inc()
+            if item.decision.outcome == "opened":
+                log.info("report_opened", project=item.signal.project, report_id=item.report_id, signal_id=item.signal.id)
+
+
+def _outgoing(item: Grouped, now: datetime) -> Outgoing:
+    signal = item.signal
+    fact = GroupUpdated(
+        project=signal.project,
+        report_id=item.report_id,
+        signal=signal,
+        decision=item.decision,
+        recurrence_of=item.recurrence_of,
+        decided_at=item.decided_at or now,
+    )
+    message_id = f"group-{signal.project}-{signal.id}"
+    return Outgoing(GROUPS_UPDATED, fact, message_id, {"project": signal.project}, about=item.report_id)
+
+
+def report_id_for(signal: Signal) -> str:
+    """The id of the report that a signal opens: the same whenever and wherever it is decided."""
+    return derived_id("report", signal.project, signal.id)
+
+
+class _Batch:
+    """The decisions of one batch, each seeing those before it."""
+
+    def __init__(self, grouping: SignalGrouping, signals: Sequence[Signal]) -> None:
+        self._records = grouping._records
+        self._index = grouping._index
+        self._embedding = grouping._embedding
+        self._now = grouping._clock.now()
+        self._signals = [(signal, fingerprint(signal)) for signal in signals]
+        self._neighbourhood = Neighbourhood(grouping._index, degraded=grouping._embedding.degraded)
+        self._pointers: dict[Key, Pointer | None] = {}
+        self._created: dict[Key, FingerprintRecord] = {}
+        self._vectors: dict[Key, Vector] = {}
+
+    async def decide(self) -> list[Grouped]:
+        """Return where each signal goes, in order. Writes nothing but the links from resolved reports to the ones that follow them."""
+        await self._look_up()
+        await self._embed()
+        return [await self._place(signal, found) for signal, found in self._signals]
+
+    async def store(self) -> None:
+        """Record the new fingerprints, then index them. Raises Conflict."""
+        slots = asyncio.Semaphore(LOOKUPS_AT_ONCE)
+
+        async def create(key: Key, record: FingerprintRecord) -> None:
+            async with slots:
+                await self._records.create(*key, record)
+
+        results = await asyncio.gather(*(create(*item) for item in self._created.items()), return_exceptions=True)
+        for result in results:  # all of them are over before the first failure goes up: nothing runs on behind a retry
+            if isinstance(result, BaseException):
+                raise result
+        pending = self._neighbourhood.pending
+        if pending:
+            await self._index.upsert([exemplar for exemplar, _ in pending], np.stack([vector for _, vector in pending]))
+
+    async def _look_up(self) -> None:
+        keys = list({(signal.project, found.key): None for signal, found in self._signals if signal.about_report is None})
+        slots = asyncio.Semaphore(LOOKUPS_AT_ONCE)
+
+        async def read(key: Key) -> None:
+            async with slots:
+                self._pointers[key] = await self._records.pointer(*key)
+
+        await asyncio.gather(*(read(key) for key in keys))
+
+    async def _embed(self) -> None:
+        """Vectors for what is new, and for what was recorded but perhaps not indexed: its first signal has come again."""
+        texts: dict[Key, str] = {}
+        for signal, found in self._signals:
+            key = (signal.project, found.key)
+            pointer = self._pointers.get(key)
+            if signal.about_report is None and key not in texts and (pointer is None or pointer.signal_id == signal.id):
+                texts[key] = describe(signal, found).text
+        if texts:
+            self._vectors = dict(zip(texts, await self._embedding.embed(list(texts.values())), strict=True))
+
+    async def _place(self, signal: Signal, found: Fingerprint) -> Grouped:
+        if signal.about_report is not None:
+            return await self._about(signal, found, signal.about_report)
+        pointer = self._pointers[signal.project, found.key]
+        if pointer is None:
+            return await self._newcomer(signal, found)
+        if pointer.signal_id == signal.id:
+            return await self._again(signal, found)
+        return await self._known(signal, found, pointer)
+
+    async def _about(self, signal: Signal, found: Fingerprint, report_id: str) -> Grouped:
+        place = await self._records.place(signal.project, report_id, BEFORE_EVERYTHING, signal.id)
+        reason = f"its sender says that it is about this report (it comes from {signal.source})"
+        return Grouped(signal, place.report_id, self._decision(Outcome.JOIN, "about_report", reason, found))
+
+    async def _known(self, signal: Signal, found: Fingerprint, pointer: Pointer) -> Grouped:
+        place = await self._records.place(signal.project, pointer.report_id, _occurred(signal), signal.id)
+        same = f"same {found.rule} fingerprint as earlier signals: {found.described}"
+        if place.recurred is not None:
+            return await self._recurrence(signal, found, place, same)
+        rule = "explicit_fingerprint" if found.rule == "explicit" else "fingerprint"
+        return Grouped(signal, place.report_id, self._decision(Outcome.JOIN, rule, same, found))
+
+    async def _again(self, signal: Signal, found: Fingerprint) -> Grouped:
+        """The first signal of a fingerprint, delivered once more: the recorded decision holds."""
+        key = (signal.project, found.key)
+        record = self._created.get(key) or await self._records.fingerprint(*key)
+        if record is None:  # the record was removed by hand since it was looked up
+            return await self._newcomer(signal, found)
+        self._neighbourhood.add(Exemplar.from_payload(record.exemplar), self._vectors[key])
+        place = await self._records.place(signal.project, record.report_id, BEFORE_EVERYTHING, signal.id)
+        return Grouped(signal, place.report_id, record.decision, record.recurrence_of, record.decided_at)
+
+    async def _newcomer(self, signal: Signal, found: Fingerprint) -> Grouped:
+        key = (signal.project, found.key)
+        newcomer, vector = describe(signal, found), self._vectors[key]
+
+        async def standing(exemplar: Exemplar) -> tuple[str, bool]:
+            place = await self._records.place(signal.project, exemplar.report_id, _occurred(signal), signal.id)
+            return place.recurred or place.report_id, place.quiet
+
+        around = await self._neighbourhood.around(newcomer, vector, standing)
+        grouped = await self._settle(signal, found, v1.decide(newcomer, around))
+        exemplar = newcomer.in_report(grouped.report_id)
+        self._neighbourhood.add(exemplar, vector)
+        self._pointers[key] = Pointer(grouped.report_id, signal.id)
+        self._created[key] = FingerprintRecord(
+            report_id=grouped.report_id,
+            signal_id=signal.id,
+            decision=grouped.decision,
+            recurrence_of=grouped.recurrence_of,
+            decided_at=self._now,
+            exemplar=exemplar.to_payload(),
+        )
+        return grouped
+
+    async def _settle(self, signal: Signal, found: Fingerprint, decision: Decision) -> Grouped:
+        """A matcher's decision, with what has become of the report it names."""
+        if decision.report_id is None:
+            opened = self._decision(Outcome.OPEN, "new", decision.reason, found, decision.candidates)
+            return Grouped(signal, report_id_for(signal), opened)
+        place = await self._records.place(signal.project, decision.report_id, _occurred(signal), signal.id)
+        if place.recurred is not None:
+            return await self._recurrence(signal, found, place, decision.reason, decision.candidates)
+        joined = self._decision(Outcome.JOIN, "similarity", decision.reason, found, decision.candidates)
+        return Grouped(signal, place.report_id, joined)
+
+    async def _recurrence(
+        self, signal: Signal, found: Fingerprint, place: Place, same: str, candidates: Sequence[Candidate] = ()
+    ) -> Grouped:
+        """A resolved report never swallows: the first signal after it opens the report that follows, the others go there."""
+        reason = place.reason or f"{same[:400]}; that report was resolved before this occurred, so it opens a new one linked to it"
+        report_id = place.report_id or report_id_for(signal)
+        assert place.recurred is not None
+        await self._records.open_recurrence(signal.project, place.recurred, report_id, signal.id, reason)
+        opened = self._decision(Outcome.OPEN, "recurrence", reason, found, candidates)
+        return Grouped(signal, report_id, opened, place.recurred)
+
+    def _decision(
+        self, outcome: Outcome, rule: str, reason: str, found: Fingerprint, candidates: Sequence[Candidate] = ()
+    ) -> GroupingDecision:
+        return GroupingDecision.model_validate(
+            {
+                "outcome": outcome.value,
+                "rule": rule,
+                "reason": reason[:2_000],
+                "fingerprint": found.key,
+                "neighbours": [_neighbour(item) for item in candidates[:NEIGHBOURS_SHOWN]],
+                "grouping_version": v1.VERSION,
+                # A fingerprint is as good without a model; what was compared with a stand-in says so.
+                "degraded": self._embedding.degraded and rule in {"new", "similarity", "recurrence"},
+            }
+        )
+
+
+def _neighbour(candidate: Candidate) -> Neighbour:
+    exemplar = candidate.match.exemplar
+    return Neighbour(
+        signal_id=exemplar.signal_id,
+        report_id=candidate.report_id,
+        title=exemplar.title,
+        kind=exemplar.kind,
+        similarity=candidate.match.similarity,
+        features=dict(candidate.features),
+    )
+
+
+def _occurred(signal: Signal) -> datetime:
+    """When it occurred, as far as a sender's clock is to be believed: never after it arrived."""
+    return min(signal.occurred_at, signal.received_at)

@@ -1,0 +1,279 @@
+"""The grouping's own records in two key-value buckets: which report each fingerprint points to, and how each report stands.
+
+This service is their only writer; every write is a compare-and-set, so two replicas during a hand-over cannot both win. What is read once
+is remembered, within a limit, and kept current by watching the buckets: a known fingerprint costs no round trip.
+
+Conflict (a `Retryable`) comes up from here when somebody else wrote meanwhile: the batch is then decided anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Generic, TypeVar
+
+import structlog
+from loopwright_common.bus import Bus, Conflict, Entry, KeyValue
+from loopwright_common.contracts.base import Contract, Identifier, Line, UtcDatetime
+from loopwright_common.contracts.reports import (
+    RESOLVED_STATES,
+    DismissReason,
+    GroupingDecision,
+    ReportState,
+    ReportTransitioned,
+)
+
+from loopwright_cluster.domain import REPORT_CHAIN_MAX, Exemplar
+
+FINGERPRINTS_BUCKET = "cluster_fingerprints"  # <project>.<fingerprint> -> FingerprintRecord
+REPORTS_BUCKET = "cluster_reports"  # <project>.<report id> -> ReportRecord
+REMEMBERED_MAX = 100_000  # per bucket, about 300 bytes each; the least recently used are forgotten and read again when asked for
+WATCH_RETRY_SECONDS = 1.0
+
+# A person has put these away: more of the same is counted there, but nothing else may be drawn in.
+QUIET_STATES = frozenset({ReportState.DISMISSED, ReportState.SUPPRESSED})
+
+log = structlog.get_logger()
+V = TypeVar("V")
+
+
+class FingerprintRecord(Contract):
+    """A fingerprint's report, with everything to index it again and the decision that was made when it was first seen."""
+
+    report_id: Identifier
+    signal_id: Identifier  # the signal that was first
+    decision: GroupingDecision
+    recurrence_of: Identifier | None = None
+    decided_at: UtcDatetime
+    exemplar: dict[str, Any]
+
+
+class ReportRecord(Contract):
+    """How a report stands, as far as grouping needs to know."""
+
+    sequence: int = 0  # of the newest transition heard of
+    state: ReportState = ReportState.GATHERING
+    resolved_at: UtcDatetime | None = None  # what occurs after this is a recurrence
+    merged_into: Identifier | None = None
+    successor: Identifier | None = None  # the report that was opened for the recurrence
+    successor_signal: Identifier | None = None  # and the signal that opened it
+    successor_reason: Line = ""
+
+
+NEW_REPORT = ReportRecord()
+
+
+@dataclass(frozen=True)
+class Pointer:
+    """What is remembered of a fingerprint: its report and its first signal."""
+
+    report_id: str
+    signal_id: str
+
+
+class _Bucket(Generic[V]):
+    """A bucket seen through a bounded memory. ``read`` makes what is remembered out of a stored value; absence is remembered too."""
+
+    def __init__(self, store: KeyValue, read: Callable[[bytes], V], *, absence: bool) -> None:
+        self.store = store
+        self._read = read
+        self._absence = absence
+        self._known: OrderedDict[str, tuple[V | None, int]] = OrderedDict()
+
+    async def get(self, key: str) -> tuple[V | None, int]:
+        """The value and its revision; (None, 0) when there is none."""
+        if key in self._known:
+            self._known.move_to_end(key)
+            return self._known[key]
+        entry = await self.store.get(key)
+        if entry is None or not entry.value:
+            if self._absence:
+                self.remember(key, None, 0)
+            return None, 0
+        return self.remember(key, self._read(entry.value), entry.revision)
+
+    async def write(self, key: str, value: Contract, revision: int) -> None:
+        """Compare-and-set: revision 0 creates. Raises Conflict, after forgetting what was known of the key."""
+        data = value.model_dump_json().encode()
+        try:
+            new = await (self.store.update(key, data, revision) if revision else self.store.create(key, data))
+        except Conflict:
+            self._known.pop(key, None)
+            raise
+        self.remember(key, self._read(data), new)
+
+    def remember(self, key: str, value: V | None, revision: int) -> tuple[V | None, int]:
+        known = self._known.get(key)
+        if known is None or known[1] <= revision:
+            self._known[key] = (value, revision)
+            self._known.move_to_end(key)
+            while len(self._known) > REMEMBERED_MAX:
+                self._known.popitem(last=False)
+        return self._known[key]
+
+    def forget(self, key: str) -> None:
+        self._known.pop(key, None)
+
+    async def follow(self, loaded: asyncio.Event) -> None:
+        """Keep what is remembered current, for as long as the task lives."""
+        while True:
+            try:
+                watching: AsyncIterator[Entry | None] = self.store.watch()
+                async for entry in watching:
+                    if entry is None:
+                        loaded.set()
+                    elif entry.value:
+                        self.remember(entry.key, self._read(entry.value), entry.revision)
+                    else:
+                        self.forget(entry.key)
+            except Exception as error:
+                log.warning("record_watch_interrupted", error=str(error), retry_seconds=WATCH_RETRY_SECONDS)
+            # Changes may have passed unseen.
+            self._known.clear()
+            await asyncio.sleep(WATCH_RETRY_SECONDS)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where something that points to a report belongs now.
+
+    ``report_id`` after merges and recurrences. ``recurred`` names the resolved report when ``opener``'s signal is to open, or has
+    opened, the report that follows it; ``report_id`` is then the new report, or empty when it is yet to be opened.
+    """
+
+    report_id: str
+    quiet: bool = False
+    recurred: str | None = None
+    reason: str = ""
+
+
+class Records:
+    """Both buckets. ``start`` begins to follow them; ``stop`` ends that."""
+
+    def __init__(self, fingerprints: KeyValue, reports: KeyValue) -> None:
+        self._fingerprints = _Bucket(fingerprints, _read_pointer, absence=False)
+        self._reports = _Bucket(reports, ReportRecord.model_validate_json, absence=True)
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @classmethod
+    async def open(cls, bus: Bus) -> Records:
+        """The records on this bus's buckets."""
+        return cls(await bus.key_value(FINGERPRINTS_BUCKET), await bus.key_value(REPORTS_BUCKET))
+
+    async def start(self, timeout: float = 60.0) -> None:
+        """Follow both buckets; returns once all that was there has been read. Raises TimeoutError."""
+        loaded = [asyncio.Event(), asyncio.Event()]
+        self._tasks = [
+            asyncio.create_task(self._fingerprints.follow(loaded[0]), name="fingerprint records"),
+            asyncio.create_task(self._reports.follow(loaded[1]), name="report records"),
+        ]
+        async with asyncio.timeout(timeout):
+            for event in loaded:
+                await event.wait()
+
+    async def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    async def pointer(self, project: str, fingerprint: str) -> Pointer | None:
+        """The report that a fingerprint points to, or None when it has never been seen."""
+        return (await self._fingerprints.get(f"{project}.{fingerprint}"))[0]
+
+    async def fingerprint(self, project: str, fingerprint: str) -> FingerprintRecord | None:
+        """The whole record, read from the store."""
+        entry = await self._fingerprints.store.get(f"{project}.{fingerprint}")
+        return FingerprintRecord.model_validate_json(entry.value) if entry is not None and entry.value else None
+
+    async def fingerprint_keys(self) -> list[tuple[str, str]]:
+        """All (project, fingerprint) pairs."""
+        pairs = (key.partition(".") for key in await self._fingerprints.store.keys())
+        return [(project, fingerprint) for project, _, fingerprint in pairs]
+
+    async def create(self, project: str, fingerprint: str, record: FingerprintRecord) -> None:
+        """Write a fingerprint's first record. Raises Conflict when it has one."""
+        await self._fingerprints.write(f"{project}.{fingerprint}", record, 0)
+
+    async def repoint(self, project: str, fingerprint: str, report_id: str) -> Exemplar | None:
+        """Let a fingerprint point to another report; returns its exemplar, or None when it is not known. Raises Conflict."""
+        key = f"{project}.{fingerprint}"
+        entry = await self._fingerprints.store.get(key)
+        if entry is None or not entry.value:
+            return None
+        record = FingerprintRecord.model_validate_json(entry.value)
+        moved = Exemplar.from_payload(record.exemplar).in_report(report_id)
+        if record.report_id != report_id:
+            changed = record.model_copy(update={"report_id": report_id, "exemplar": moved.to_payload()})
+            await self._fingerprints.write(key, changed, entry.revision)
+        return moved
+
+    async def place(self, project: str, report_id: str, occurred_at: datetime, signal_id: str) -> Place:
+        """Where what points to ``report_id`` belongs, for a signal that occurred then: merges and recurrences are followed."""
+        current = report_id
+        for _ in range(REPORT_CHAIN_MAX):
+            record = (await self._reports.get(f"{project}.{current}"))[0] or NEW_REPORT
+            if record.merged_into is not None:
+                current = record.merged_into
+            elif record.resolved_at is not None and occurred_at > record.resolved_at:
+                if record.successor is None:
+                    return Place("", recurred=current)
+                if record.successor_signal == signal_id:
+                    return Place(record.successor, recurred=current, reason=record.successor_reason)
+                current = record.successor
+            else:
+                return Place(current, quiet=record.state in QUIET_STATES and record.resolved_at is None)
+        log.error("report_chain_too_long", project=project, report_id=report_id, followed=REPORT_CHAIN_MAX)
+        return Place(current)
+
+    async def open_recurrence(self, project: str, resolved: str, successor: str, signal_id: str, reason: str) -> None:
+        """Record which report follows a resolved one. Raises Conflict when another already does."""
+        key = f"{project}.{resolved}"
+        record, revision = await self._reports.get(key)
+        record = record or NEW_REPORT
+        if record.successor is not None:
+            if record.successor == successor:
+                return
+            self._reports.forget(key)
+            raise Conflict(f"report {resolved} is already followed by {record.successor}")
+        changed = {"successor": successor, "successor_signal": signal_id, "successor_reason": reason[:512]}
+        await self._reports.write(key, record.model_copy(update=changed), revision)
+
+    async def merge(self, project: str, gone: str, stays: str) -> None:
+        """Let everything of report ``gone`` belong to ``stays``. Raises Conflict."""
+        key = f"{project}.{gone}"
+        record, revision = await self._reports.get(key)
+        record = record or NEW_REPORT
+        if record.merged_into != stays:
+            changed = {"merged_into": stays, "state": ReportState.MERGED_INTO}
+            await self._reports.write(key, record.model_copy(update=changed), revision)
+
+    async def transition(self, heard: ReportTransitioned) -> None:
+        """Take in what the gateway says of a report; older news than what is known changes nothing. Raises Conflict."""
+        key = f"{heard.project}.{heard.report_id}"
+        record, revision = await self._reports.get(key)
+        record = record or NEW_REPORT
+        if heard.sequence <= record.sequence:
+            return
+        changed: dict[str, Any] = {"sequence": heard.sequence, "state": heard.to_state}
+        fixed = heard.to_state is ReportState.DISMISSED and heard.dismiss_reason is DismissReason.FIXED
+        changed["resolved_at"] = heard.at if heard.to_state in RESOLVED_STATES or fixed else None
+        if heard.to_state is ReportState.MERGED_INTO and heard.merged_into:
+            changed["merged_into"] = heard.merged_into
+        elif heard.from_state is ReportState.MERGED_INTO:
+            changed["merged_into"] = None  # a person took it back
+        if changed["resolved_at"] is not None and record.resolved_at is None and record.successor is not None:
+            # It was reopened and resolved once more: the earlier recurrence is history, the next one opens its own report.
+            changed |= {"successor": None, "successor_signal": None, "successor_reason": ""}
+        await self._reports.write(key, record.model_copy(update=changed), revision)
+
+
+def _read_pointer(value: bytes) -> Pointer:
+    # json, not the model: this runs once for every fingerprint at the start, and two fields are all it is for.
+    found = json.loads(value)
+    return Pointer(found["report_id"], found["signal_id"])

@@ -1,0 +1,222 @@
+"""Join or open: several kinds of signal about one problem meet, and problems that merely look alike stay apart."""
+
+import random
+
+import numpy as np
+import pytest
+from loopwright_cluster.adapters.qdrant_edge import QdrantEdgeIndex
+from loopwright_cluster.domain import Exemplar, Match, Outcome
+from loopwright_cluster.embedding.hashing import HashingEmbedding
+from loopwright_cluster.grouping.anchors import anchors_of
+from loopwright_cluster.grouping.describe import describe
+from loopwright_cluster.grouping.fingerprints import fingerprint
+from loopwright_cluster.grouping.v1 import Surroundings, decide
+from loopwright_cluster.neighbourhood import Neighbourhood
+
+
+async def group(signals, embedding, index):
+    """Report id by signal id, each signal decided on its own and stored before the next."""
+
+    async def standing(exemplar):
+        return exemplar.report_id, False
+
+    placed, reasons = {}, {}
+    for signal in signals:
+        newcomer = describe(signal, fingerprint(signal))
+        (vector,) = await embedding.embed([newcomer.text])
+        hood = Neighbourhood(index, degraded=embedding.degraded)
+        decision = decide(newcomer, await hood.around(newcomer, vector, standing))
+        report_id = decision.report_id or f"report-of-{signal.id}"
+        await index.upsert([newcomer.in_report(report_id)], np.stack([vector]))
+        placed[signal.id], reasons[signal.id] = report_id, decision.reason
+    return placed, reasons
+
+
+def wrongly_merged(rows, placed):
+    pairs = [(one, other) for one in rows for other in rows if one[1].id < other[1].id]
+    return [(one.id, other.id) for (group_a, one), (group_b, other) in pairs if group_a != group_b and placed[one.id] == placed[other.id]]
+
+
+def told_apart(rows, placed):
+    pairs = [(one, other) for one in rows for other in rows if one[1].id < other[1].id]
+    return [(one.id, other.id) for (group_a, one), (group_b, other) in pairs if group_a == group_b and placed[one.id] != placed[other.id]]
+
+
+@pytest.mark.parametrize("part", ["settings_were_set_on", "held_out"])
+async def test_what_different_kinds_of_signal_say_of_one_problem_lands_in_one_report(part, incidents, minilm, tmp_path):
+    missed = pairs = 0
+    for number, (domain, rows) in enumerate(incidents[part]):
+        index = QdrantEdgeIndex(tmp_path / str(number), 384)
+        placed, reasons = await group([signal for _, signal in sorted(rows, key=lambda row: row[1].occurred_at)], minilm, index)
+        await index.close()
+        assert wrongly_merged(rows, placed) == [], (domain, reasons)
+        missed += len(told_apart(rows, placed))
+        pairs += sum(1 for one in rows for other in rows if one[1].id < other[1].id and one[0] == other[0])
+    assert missed / pairs <= 0.15, f"{missed} of {pairs} pairs were missed"
+
+
+async def test_no_order_of_arrival_merges_two_problems_and_the_shop_is_whole_in_every_order(incidents, minilm, tmp_path):
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    shuffler = random.Random(seed)
+    for number, (domain, rows) in enumerate(incidents["settings_were_set_on"] + incidents["held_out"]):
+        for turn in range(3):
+            signals = [signal for _, signal in rows]
+            shuffler.shuffle(signals)
+            index = QdrantEdgeIndex(tmp_path / f"{number}-{turn}", 384)
+            placed, reasons = await group(signals, minilm, index)
+            await index.close()
+            assert wrongly_merged(rows, placed) == [], (domain, reasons)
+            if domain.startswith("shop"):
+                assert told_apart(rows, placed) == [], (domain, reasons)
+
+
+async def test_incidents_of_all_domains_in_one_project_are_not_mixed(incidents, minilm, tmp_path):
+    rows = [
+        (f"{domain}: {group_name}", signal.model_copy(update={"id": f"{number}-{signal.id}"}))
+        for number, (domain, entries) in enumerate(incidents["settings_were_set_on"] + incidents["held_out"])
+        for group_name, signal in entries
+    ]
+    index = QdrantEdgeIndex(tmp_path / "all", 384)
+    placed, reasons = await group([signal for _, signal in sorted(rows, key=lambda row: (row[1].occurred_at, row[1].id))], minilm, index)
+    await index.close()
+
+    wrong = wrongly_merged(rows, placed)
+    assert wrong == [], [(pair, reasons[pair[1]]) for pair in wrong]
+
+
+async def test_without_the_model_nothing_is_merged_wrongly_either(incidents, tmp_path):
+    for number, (domain, rows) in enumerate(incidents["settings_were_set_on"] + incidents["held_out"]):
+        index = QdrantEdgeIndex(tmp_path / str(number), 384)
+        placed, reasons = await group([signal for _, signal in rows], HashingEmbedding(), index)
+        await index.close()
+        assert wrongly_merged(rows, placed) == [], (domain, reasons)
+
+
+def exemplar(name="one", **fields):
+    base = {
+        "project": "shop", "fingerprint": f"fp-{name}", "report_id": f"r-{name}", "signal_id": f"s-{name}", "kind": "exception",
+        "service": "web", "occurred_at": 1_000.0, "title": f"title of {name}", "text": "text", "exception_type": "KeyError",
+        "frames": ("app.py:dispatch", "cart.py:total"), "anchors": {"cart": 1.0, "total": 1.0, "checkout": 1.0},
+    }  # fmt: skip
+    return Exemplar(**{**base, **fields})
+
+
+def judge(newcomer, *neighbours, cosine=0.6, **around):
+    return decide(newcomer, Surroundings([Match(item, cosine) for item in neighbours], **around))
+
+
+def ticket(name="ticket", **fields):
+    return exemplar(name, **{"kind": "ticket", "exception_type": "", "frames": (), **fields})
+
+
+def test_with_nothing_around_it_opens_and_says_so():
+    decision = judge(exemplar())
+    assert (decision.outcome, decision.report_id) == (Outcome.OPEN, None)
+    assert decision.reason == "nothing like it is known in this project"
+
+
+def test_a_joining_signal_says_with_whom_and_why_in_figures():
+    decision = judge(ticket(), exemplar(), cosine=0.52)
+    assert (decision.outcome, decision.report_id) == (Outcome.JOIN, "r-one")
+    for part in ("ticket", "exception", "title of one", "cart, checkout, total", "0.52", "0 s apart", "≥ 0.50"):
+        assert part in decision.reason
+
+
+def test_another_service_never_joins():
+    assert judge(ticket(service="search"), exemplar()).outcome is Outcome.OPEN
+
+
+def test_a_signal_that_names_no_service_needs_more_agreement():
+    weak = {"cart": 0.5, "other": 0.5}
+    assert judge(ticket(anchors=weak), exemplar(), cosine=0.4).outcome is Outcome.JOIN
+    assert judge(ticket(service="", anchors=weak), exemplar(), cosine=0.4).outcome is Outcome.OPEN
+    assert judge(ticket(service=""), exemplar()).outcome is Outcome.JOIN
+
+
+def test_two_kinds_join_only_within_their_window():
+    hour = 3_600.0
+    alert = exemplar("alert", kind="alert", exception_type="", frames=())
+    assert judge(alert, exemplar(occurred_at=1_000.0 + 1.5 * hour)).outcome is Outcome.JOIN
+    assert judge(alert, exemplar(occurred_at=1_000.0 + 2.5 * hour)).outcome is Outcome.OPEN
+    assert judge(ticket(), exemplar(occurred_at=1_000.0 - 20 * hour)).outcome is Outcome.JOIN
+    assert judge(ticket(), exemplar(occurred_at=1_000.0 - 25 * hour)).outcome is Outcome.OPEN
+
+
+def test_a_name_that_many_reports_share_counts_for_little():
+    words = {"checkout": 1.0}
+    assert judge(ticket(anchors=words), exemplar(), cosine=0.4).outcome is Outcome.JOIN
+    assert judge(ticket(anchors=words), exemplar(), cosine=0.4, spread={"checkout": 9}).outcome is Outcome.OPEN
+
+
+def test_two_reports_that_fit_equally_well_are_both_refused():
+    decision = judge(ticket(), exemplar("one"), exemplar("two"))
+    assert decision.outcome is Outcome.OPEN
+    assert "about equally well" in decision.reason
+
+
+def test_a_report_that_holds_another_exception_takes_no_second_one_by_way_of_its_ticket():
+    first, written = exemplar("first", report_id="r"), ticket(report_id="r")
+    second = exemplar("second", frames=("app.py:dispatch", "stock.py:reserve"))
+    joined = judge(second, written, same_kind={"r": [Match(first, 0.5)]})
+    assert joined.outcome is Outcome.OPEN
+    assert "already holds another exception" in {item.verdict.split(",")[0].removeprefix("its report ") for item in joined.candidates}
+    assert judge(second, written, same_kind={"r": []}).outcome is Outcome.JOIN
+
+
+def test_the_same_exception_raised_at_the_same_place_by_another_way_joins():
+    other_way = exemplar("two", frames=("jobs.py:nightly", "cart.py:total"))
+    assert judge(other_way, exemplar()).report_id == "r-one"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"exception_type": "ValueError"},
+        {"frames": ("app.py:dispatch", "cart.py:discount")}, {"frames": ("app.py:dispatch", "stock.py:total")},
+        {"frames": (*[f"jobs.py:step{number}" for number in range(9)], "cart.py:total")},
+    ],
+)  # fmt: skip
+def test_an_exception_of_another_type_place_or_path_does_not_join(change):
+    assert judge(exemplar("two", **change), exemplar(), cosine=0.97).outcome is Outcome.OPEN
+
+
+def test_an_explicit_fingerprint_is_never_joined_with_its_own_kind():
+    assert judge(exemplar("two", explicit=True), exemplar(), cosine=1.0).outcome is Outcome.OPEN
+    assert judge(exemplar("two"), exemplar(explicit=True), cosine=1.0).outcome is Outcome.OPEN
+
+
+def test_a_report_that_a_person_put_away_takes_more_of_the_same_only():
+    put_away = frozenset({"r-one"})
+    assert judge(ticket(), exemplar(), quiet=put_away).outcome is Outcome.OPEN
+    assert judge(exemplar("two", frames=("jobs.py:nightly", "cart.py:total")), exemplar(), quiet=put_away).outcome is Outcome.JOIN
+
+
+def test_a_measurement_is_drawn_into_nothing():
+    measured = exemplar("verdict", kind="measurement", exception_type="", frames=())
+    assert judge(measured, exemplar(), cosine=0.9).outcome is Outcome.OPEN
+    assert judge(exemplar(), measured, cosine=0.9).outcome is Outcome.OPEN
+
+
+def test_its_own_fingerprint_is_not_its_neighbour():
+    assert judge(exemplar(), exemplar(), cosine=1.0).outcome is Outcome.OPEN
+
+
+def test_the_order_of_the_neighbours_does_not_matter():
+    items = [exemplar(str(number), anchors={"cart": number / 10}) for number in range(1, 9)]
+    decisions = {judge(ticket(), *random.Random(seed).sample(items, len(items))).report_id for seed in range(20)}
+    assert len(decisions) == 1
+
+
+def test_anchors_are_names_not_filler(make_signal):
+    found = anchors_of(
+        make_signal(
+            kind="exception", service="shop", title="KeyError: 'GBP'", exception_type="KeyError", exception_value="'GBP'",
+            transaction="POST /checkout", frames=[("shop/web.py", "handle"), ("shop/pricing.py", "apply_voucher")],
+            body="Please help, the request failed with an error",
+        )
+    )  # fmt: skip
+    assert found["checkout"] == found["apply_voucher"] == 1.0
+    assert found["keyerror"] == 0.5
+    assert {"gbp", "pric", "voucher"} <= found.keys()
+    assert not {"shop", "handle", "please", "error", "request", "web"} & found.keys()
