@@ -109,7 +109,7 @@ def _pages(app: FastAPI, repositories: ForgeRepositories, pulls: Pulls) -> None:
 
 
 def _check_length(request: Request) -> None:
-    if request.url.path.startswith("/git/") or request.method in ("GET", "HEAD"):
+    if request.url.path.startswith("/git/") or request.method not in ("POST", "PUT", "PATCH"):
         return
     length = request.headers.get("content-length", "")
     if not length.isdigit():

@@ -11,11 +11,13 @@ import contextlib
 import os
 import re
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from loopwright_repositories.git import hardened_environment
 from loopwright_repositories.local_forge.access import require
@@ -70,7 +72,7 @@ class GitTransport:
             self._slots.release()
             raise
 
-        async def body() -> AsyncIterator[bytes]:
+        async def body() -> AsyncGenerator[bytes, None]:
             try:
                 async for chunk in run.output():
                     yield chunk
@@ -80,7 +82,7 @@ class GitTransport:
                 await run.end()
                 self._slots.release()
 
-        return StreamingResponse(body(), status_code=status, headers=headers)
+        return _Streamed(body(), status, headers)
 
     def _environment(self, request: Request, name: str, what: str, access: Access, default_branch: str) -> dict[str, str]:
         config = {
@@ -120,6 +122,31 @@ class GitTransport:
         )
 
 
+class _Streamed(Response):
+    """A streamed answer while the request may still be arriving.
+
+    Starlette's own StreamingResponse listens for a disconnect by taking messages from ``receive``, and so would swallow the rest of a
+    push: git answers its headers before it has read the pack.
+    """
+
+    def __init__(self, chunks: AsyncGenerator[bytes, None], status_code: int, headers: dict[str, str]) -> None:
+        self.body = b""
+        self.status_code = status_code
+        self.background = None
+        self.init_headers(headers)
+        self._chunks = chunks
+
+    def init_headers(self, headers: Mapping[str, str] | None = None) -> None:
+        self.raw_headers = [(key.lower().encode("latin-1"), value.encode("latin-1")) for key, value in (headers or {}).items()]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with aclosing(self._chunks) as chunks:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            async for chunk in chunks:
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
 class _Run:
     """One http-backend process."""
 
@@ -139,7 +166,7 @@ class _Run:
         )  # fmt: skip
         self._feeding = asyncio.create_task(self._feed(request, self._process))
         head = await self._head(self._process)
-        # CGI answers begin only when the request was read: a refused request is known by now.
+        # A request that was refused while it was read is known by now.
         if self._feeding.done():
             self._feeding.result()
         status, headers = 200, {}
@@ -185,6 +212,7 @@ class _Run:
             await asyncio.wait({reading, self._feeding}, return_when=asyncio.FIRST_COMPLETED)
             if self._feeding.done() and self._feeding.exception() is not None:
                 reading.cancel()
+                await asyncio.gather(reading, return_exceptions=True)
                 self._feeding.result()
             chunk = await reading
             collected += chunk
@@ -209,6 +237,12 @@ class _Run:
             raise Problem(400, "the client went away in mid-request") from error
         finally:
             process.stdin.close()
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        # Nobody is listening any more, or the answer is complete and this does nothing.
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
     async def _read(self, stream: asyncio.StreamReader) -> bytes:
         try:
