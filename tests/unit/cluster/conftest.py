@@ -1,10 +1,24 @@
+import asyncio
 import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from loopwright_cluster.adapters.qdrant_server import QdrantServerIndex
+from loopwright_cluster.embedding.hashing import HashingEmbedding
 from loopwright_cluster.embedding.minilm import MiniLmEmbedding
+from loopwright_cluster.handlers import SignalGrouping
+from loopwright_cluster.records import Records
+from loopwright_cluster.regrouping import Regrouping, Search
+from loopwright_common.bus import Received
+from loopwright_common.contracts.envelope import Envelope
+from loopwright_common.contracts.queries import GroupCommand
+from loopwright_common.contracts.reports import ReportTransitioned
 from loopwright_common.contracts.signals import Signal
+from loopwright_common.contracts.subjects import COMMANDS_GROUPS, GROUPS_REGROUPED, GROUPS_UPDATED, REPORTS_TRANSITIONED, SIGNALS
+from loopwright_common.testing.clock import FakeClock
+from loopwright_common.testing.memory_bus import MemoryBus
+from qdrant_client import AsyncQdrantClient
 
 MODEL = Path(__file__).parents[3] / ".cache" / "models" / "minilm-int8"
 START = datetime(2026, 11, 26, 10, tzinfo=UTC)
@@ -47,3 +61,70 @@ def minilm():
     if not (MODEL / "manifest.json").exists():
         pytest.skip(f"no embedding model in {MODEL}: run the set-up")
     return MiniLmEmbedding(MODEL)
+
+
+class Flow:
+    """The grouping's parts on one broker and one index, made anew by ``restart`` as after a crash: no memory survives."""
+
+    def __init__(self, bus, embedding, index):
+        self.bus, self.embedding, self.index = bus, embedding, index
+        self.clock = FakeClock(START + timedelta(hours=1))
+
+    async def restart(self, *, bus=None, index=None):
+        bus, index = bus or self.bus, index or self.index
+        self.records = await Records.open(bus)
+        lock = asyncio.Lock()
+        self.grouping = SignalGrouping(bus, self.records, self.embedding, index, self.clock, lock)
+        self.regrouping = Regrouping(bus, self.records, index, lock)
+        self.search = Search(self.records, self.embedding, index)
+        return self
+
+    async def take(self, *signals):
+        """Hand signals in as one batch; returns (report id, decision) for each, as published."""
+        await self.grouping.handle([received(SIGNALS, signal, source=signal.source) for signal in signals])
+        facts = {fact.signal.id: fact for fact in self.bus.published(GROUPS_UPDATED)}
+        return [facts[signal.id] for signal in signals]
+
+    async def transition(self, report_id, to_state, *, sequence=1, at=START, **fields):
+        heard = ReportTransitioned(
+            project=fields.pop("project", "shop"), report_id=report_id, sequence=sequence, from_state=fields.pop("from_state", None),
+            to_state=to_state, actor="test", reason="test", at=at, **fields,
+        )  # fmt: skip
+        await self.regrouping.hear([received(REPORTS_TRANSITIONED, heard)])
+
+    async def command(self, action, report_id, *, id="c1", **fields):
+        command = GroupCommand(
+            command_id=id, project="shop", action=action, report_id=report_id, actor="person:alice", at=self.clock.now(), **fields
+        )
+        await self.regrouping.obey(received(COMMANDS_GROUPS, command))
+        return self.bus.published(GROUPS_REGROUPED)[-1]
+
+    def facts(self):
+        return self.bus.published(GROUPS_UPDATED)
+
+
+def received(subject, payload, **tokens):
+    name = subject.name(project=payload.project, **tokens)
+    envelope = Envelope(id="m1", source="/services/test", type=subject.event_type, time=START)
+    return Received(name, payload, envelope, subject.stream, 1, 1, payload.project)
+
+
+@pytest.fixture
+def on_the_bus():
+    return received
+
+
+@pytest.fixture
+def new_flow():
+    """Makes a Flow on stores of its own: ``await new_flow()``. The index is the server adapter on qdrant-client's local mode."""
+
+    async def make(embedding=None):
+        index = await QdrantServerIndex.open(AsyncQdrantClient(location=":memory:"), "loopwright", 384)
+        return await Flow(MemoryBus("cluster"), embedding or HashingEmbedding(), index).restart()
+
+    return make
+
+
+@pytest.fixture
+async def flow(new_flow):
+    return await new_flow()

@@ -24,6 +24,7 @@ from loopwright_common.clock import Clock
 from loopwright_common.contracts.reports import GroupingDecision, GroupUpdated, Neighbour
 from loopwright_common.contracts.signals import Signal
 from loopwright_common.contracts.subjects import GROUPS_UPDATED
+from loopwright_common.errors import Permanent
 from loopwright_common.identifiers import derived_id
 from prometheus_client import Counter
 
@@ -69,6 +70,9 @@ class SignalGrouping:
 
     async def handle(self, batch: Sequence[Received[Signal]]) -> None:
         """Decide, store, publish. Raises Conflict when another replica wrote meanwhile; the batch is then handed in again."""
+        for message in batch:
+            if message.payload.project != message.project:
+                raise Permanent(f"a signal of project {message.payload.project!r} came on {message.subject!r}")
         async with self._lock:
             work = _Batch(self, [message.payload for message in batch])
             grouped = await work.decide()

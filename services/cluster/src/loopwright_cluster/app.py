@@ -1,0 +1,154 @@
+"""The composition root: which embedding, which index, which bus, and who handles what."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from datetime import timedelta
+
+import structlog
+from fastapi import FastAPI
+from loopwright_common.bus import Bus, ConsumerSpec
+from loopwright_common.clock import Clock, SystemClock
+from loopwright_common.contracts.subjects import COMMANDS_GROUPS, REPORTS_TRANSITIONED, SEARCH_QUERY, SIGNALS
+from loopwright_common.nats_bus import NatsBus
+from loopwright_common.process import service_app
+
+from loopwright_cluster import api
+from loopwright_cluster.adapters.qdrant_edge import QdrantEdgeIndex
+from loopwright_cluster.embedding.hashing import HashingEmbedding
+from loopwright_cluster.embedding.minilm import MiniLmEmbedding
+from loopwright_cluster.handlers import SignalGrouping
+from loopwright_cluster.ports import Embedding, VectorIndex
+from loopwright_cluster.records import Records
+from loopwright_cluster.regrouping import Regrouping, Search, fill_index
+from loopwright_cluster.settings import ClusterSettings
+
+SERVICE = "cluster"
+
+log = structlog.get_logger()
+
+
+def open_embedding(settings: ClusterSettings) -> Embedding:
+    """MiniLM from its folder, or the labelled degraded mode when the folder is missing or unreadable."""
+    try:
+        return MiniLmEmbedding(settings.embedding_model_dir, threads=settings.embedding_threads, tokens_max=settings.embedding_tokens_max)
+    except Exception as error:  # onnxruntime has its own; whatever it is, signals are still grouped by fingerprint
+        log.warning(
+            "grouping_degraded",
+            model_dir=str(settings.embedding_model_dir),
+            error=f"{type(error).__name__}: {error}",
+            remedy=f"python -m loopwright_cluster.embedding.model_build --out {settings.embedding_model_dir}",
+        )
+        return HashingEmbedding()
+
+
+async def open_index(settings: ClusterSettings, embedding: Embedding) -> VectorIndex:
+    """The embedded index, or a server's. One folder or collection for each embedding: their vectors do not compare."""
+    if not settings.qdrant_url:
+        return await asyncio.to_thread(QdrantEdgeIndex, settings.index_dir / embedding.name, embedding.dimensions)
+    # Imported here: a machine with the embedded index need not load the client (30 MB, 0.3 s).
+    from qdrant_client import AsyncQdrantClient
+
+    from loopwright_cluster.adapters.qdrant_server import QdrantServerIndex
+
+    client = AsyncQdrantClient(
+        url=settings.qdrant_url,
+        api_key=settings.qdrant_api_key.get_secret_value() or None,
+        timeout=settings.qdrant_timeout_seconds,
+        check_compatibility=False,  # it would ask at once and warn on failure; the readiness check tells better
+    )
+    return await QdrantServerIndex.open(client, f"loopwright_{embedding.name}", embedding.dimensions)
+
+
+class Service:
+    """The running parts. ``start`` returns when signals are being grouped; ``stop`` drains."""
+
+    def __init__(self, bus: Bus, embedding: Embedding, index: VectorIndex, clock: Clock, *, batch_max: int) -> None:
+        self.bus = bus
+        self.embedding = embedding
+        self.index = index
+        self._clock = clock
+        self._batch_max = batch_max
+        self._records: Records | None = None
+
+    async def start(self) -> None:
+        records = self._records = await Records.open(self.bus)
+        await records.start()
+        await fill_index(records, self.embedding, self.index)
+        lock = asyncio.Lock()
+        grouping = SignalGrouping(self.bus, records, self.embedding, self.index, self._clock, lock)
+        regrouping = Regrouping(self.bus, records, self.index, lock)
+        # How reports stand is heard before signals are placed, so that a restart does not put a recurrence into a resolved report.
+        await self.bus.consume_batches(
+            ConsumerSpec("cluster-reports", SERVICE, (REPORTS_TRANSITIONED,), ordered=True, batch_max=100), regrouping.hear
+        )
+        await self.bus.consume(ConsumerSpec("cluster-commands", SERVICE, (COMMANDS_GROUPS,), ordered=True), regrouping.obey)
+        await self.bus.consume_batches(
+            ConsumerSpec(
+                "cluster-signals",
+                SERVICE,
+                (SIGNALS,),
+                ordered=True,
+                batch_max=self._batch_max,
+                ack_wait=timedelta(seconds=60),  # a batch of new problems on one slow core; heartbeats go on meanwhile
+            ),
+            grouping.handle,
+        )
+        await self.bus.answer(SEARCH_QUERY, Search(records, self.embedding, self.index).answer)
+
+    async def stop(self, drain: timedelta) -> None:
+        await self.bus.close(drain)
+        if self._records is not None:
+            await self._records.stop()
+        await self.embedding.close()
+        await self.index.close()
+
+
+def create_app(settings: ClusterSettings) -> FastAPI:
+    """The service's app; its parts live as long as the app's lifespan."""
+    running: list[Service] = []
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        embedding = await asyncio.to_thread(open_embedding, settings)
+        index = await open_index(settings, embedding)
+        service = Service(await open_bus(settings), embedding, index, SystemClock(), batch_max=settings.batch_max)
+        try:
+            await service.start()
+            running.append(service)
+            yield
+        finally:
+            running.clear()
+            await service.stop(timedelta(seconds=settings.drain_seconds))
+
+    async def readiness() -> Mapping[str, str]:
+        if not running:
+            return {"start": "the service is starting"}
+        (service,) = running
+        needs = {"bus": "" if await service.bus.ready() else f"no answer from {settings.nats_url}"}
+        if service.embedding.degraded:
+            # Not a reason to take no traffic: fingerprints group as ever, and each decision that was made this way says so.
+            needs[f"embedding: DEGRADED to {service.embedding.name}, no model in {settings.embedding_model_dir}"] = ""
+        else:
+            needs["embedding"] = ""
+        return needs
+
+    app = service_app(SERVICE, "Loopwright cluster", lifespan, readiness)
+    app.include_router(api.router(lambda: (running[0].embedding, running[0].index) if running else None))
+    return app
+
+
+async def open_bus(settings: ClusterSettings) -> NatsBus:
+    """The bus, connected. Raises BusUnavailable."""
+    bus = NatsBus(
+        settings.nats_url,
+        SERVICE,
+        user=settings.nats_user,
+        password=settings.nats_password.get_secret_value(),
+        store_bytes=settings.nats_store_bytes,
+        replicas=settings.nats_replicas,
+    )
+    await bus.connect()
+    return bus
