@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -243,5 +244,260 @@ def frame() -> Callable[..., StackFrame]:
 
     def make(file: str, line: int | None = None, function: str = "", context: str = "", in_app: bool = True, module: str = "") -> StackFrame:
         return StackFrame(file=file, line=line, function=function, context=context, in_app=in_app, module=module)
+
+    return make
+
+
+# --- seeded histories: one guilty commit among innocent ones -------------------------------------------------------------------------
+
+NOUNS = (
+    "invoice cart order customer price basket voucher shipment address payment refund account session profile ticket stock warehouse "
+    "carrier label parcel currency discount coupon ledger balance receipt supplier catalogue product variant review rating"
+).split()
+VERBS = "load save check apply compute merge parse render notify resolve assign collect prepare update reserve release format".split()
+
+
+@dataclass
+class Function:
+    name: str
+    arguments: list[str]
+    body: list[tuple[int, str]]  # (depth, statement without the language's decoration)
+
+
+@dataclass
+class Module:
+    stem: str
+    functions: list[Function]
+
+
+@dataclass
+class Incident:
+    """A generated history with its truth. ``guilty`` is None where no commit caused it."""
+
+    scene: Scene
+    guilty: str | None
+    kind: str
+    seed: int
+
+
+class Generator:
+    """Writes a small product in Python, JavaScript or Go style, changes it at random, and breaks it once.
+
+    Innocent commits touch other functions of the same file, the failing function itself (sometimes), comments, formatting of the failing
+    line, tests, docs, dependencies, file names; they come through branches and are taken back. The guilty one writes the failing line,
+    changes it, removes the guard above it, changes the caller, or changes what another file hands over.
+    """
+
+    KINDS = ("wrote line", "changed line", "removed guard", "changed caller", "changed producer")
+
+    def __init__(self, seed: int, repo: Repo, root: Path) -> None:
+        self.random = random.Random(seed)
+        self.seed = seed
+        self.repo = repo
+        self.root = root
+        self.language = self.random.choice(["py", "py", "js", "go"])
+        self.prefix = self.random.choice(["src/shop", "shop", "services/checkout/app", "", "backend/internal"])
+        self.used: set[str] = set()
+        self.modules = [Module(self.name(1), [self.function() for _ in range(self.random.randint(4, 7))]) for _ in range(self.random.randint(4, 7))]
+        self.tabs = {module.stem: 4 for module in self.modules}
+        self.authors = ["Alice", "Bob", "Carol", "Dave", "Erin"]
+
+    def name(self, words: int = 2) -> str:
+        while True:
+            parts = [self.random.choice(VERBS if position == 0 and words > 1 else NOUNS) for position in range(words)]
+            found = "_".join(parts) + ("" if "_".join(parts) not in self.used else f"_{self.random.randint(2, 99)}")
+            if found not in self.used:
+                self.used.add(found)
+                return found
+
+    def statement(self) -> str:
+        noun, other, key = (self.random.choice(NOUNS) for _ in range(3))
+        return self.random.choice(
+            [
+                f"{noun}_total = {noun}.amount * {self.random.randint(2, 90)}",
+                f'{other}_{key} = {other}["{key}"]',
+                f"{noun}_{other} = convert({noun}, {other})",
+                f"log({noun}.number, {self.random.randint(100, 999)})",
+                f"{key}_count = len({key}_list) + {self.random.randint(1, 9)}",
+            ]
+        )
+
+    def function(self) -> Function:
+        return Function(self.name(), [self.random.choice(NOUNS), "context"], [(1, self.statement()) for _ in range(self.random.randint(4, 9))])
+
+    def path(self, module: Module) -> str:
+        return "/".join(part for part in (self.prefix, f"{module.stem}.{self.language}") if part)
+
+    def render(self, module: Module) -> str:
+        lines = [{"py": '"""Part of the shop."""', "js": "'use strict';", "go": "package shop"}[self.language], ""]
+        width = self.tabs[module.stem]
+        for function in module.functions:
+            arguments = ", ".join(function.arguments)
+            if self.language == "py":
+                lines += ["", f"def {function.name}({arguments}):"]
+            elif self.language == "js":
+                lines += [f"export function {function.name}({arguments}) {{"]
+            else:
+                lines += [f"func {function.name}({arguments}) {{"]
+            for depth, text in function.body:
+                lines.append(" " * width * depth + self.decorated(text))
+            lines += [""] if self.language == "py" else ["}", ""]
+        return "\n".join(lines) + "\n"
+
+    def decorated(self, text: str) -> str:
+        if text.startswith("#"):
+            return text if self.language == "py" else "//" + text[1:]
+        if text.startswith("if ") and text.endswith(": return None"):
+            condition = text[3 : -len(": return None")]
+            return {"py": text, "js": f"if (!{condition.removeprefix('not ')}) return null;", "go": f"if {condition} == nil {{ return nil }}"}[self.language]
+        if self.language == "js" and " = " in text:
+            return f"const {text};" if not text.startswith("const") else text
+        return text.replace(" = ", " := ", 1) if self.language == "go" else text
+
+    def write(self, *modules: Module, message: str, extra: dict[str, str] | None = None, **fields: Any) -> str:
+        files = {self.path(module): self.render(module) for module in modules}
+        return self.repo.commit(message, {**files, **(extra or {})}, author=self.random.choice(self.authors), minutes=self.random.randint(5, 300), **fields)
+
+    def innocent(self, module: Module, failing: Function | None, statement: str, near_allowed: bool) -> None:
+        """One change that breaks nothing."""
+        choice = self.random.choice(
+            ["other function", "other function", "new function", "other file", "other file", "other file", "docs", "tests", "dependencies",
+             "comment", "formatting", "rename", "branch", "taken back", "same function"]
+        )  # fmt: skip
+        others = [each for each in self.modules if each is not module]
+        if choice == "other function":
+            function = self.random.choice([each for each in module.functions if each is not failing])
+            function.body[self.random.randrange(len(function.body))] = (1, self.statement())
+            self.write(module, message=f"Change {function.name}")
+        elif choice == "same function" and failing is not None and near_allowed:
+            positions = [at for at, (_, text) in enumerate(failing.body) if text != statement and not text.startswith("if ")]
+            far = [at for at in positions if abs(at - next((i for i, (_, text) in enumerate(failing.body) if text == statement), -99)) > 3]
+            if far:
+                failing.body[self.random.choice(far)] = (1, self.statement())
+                self.write(module, message=f"Tidy {failing.name}")
+        elif choice == "new function":
+            module.functions.insert(self.random.randrange(len(module.functions) + 1), self.function())
+            self.write(module, message=f"Add a step to {module.stem}")
+        elif choice == "docs":
+            self.write(message="Explain more", extra={"README.md": f"# Shop\n\n{self.name(3)} {statement}\n"})
+        elif choice == "tests":
+            self.write(message=f"Test {module.stem}", extra={f"tests/test_{module.stem}.py": f"def test_{self.name()}():\n    assert {self.random.random()} # {statement}\n"})
+        elif choice == "dependencies":
+            self.write(message="Update requests", extra={"requirements.txt": f"requests=={self.random.randint(2, 9)}.{self.random.randint(0, 30)}\n"})
+        elif choice == "comment":
+            function = failing or self.random.choice(module.functions)
+            function.body.insert(self.random.randrange(len(function.body)), (1, f"# {self.name(3)}"))
+            self.write(module, message=f"Comment {function.name}")
+        elif choice == "formatting":
+            self.tabs[module.stem] = 6 - self.tabs[module.stem]
+            self.write(module, message=f"Reformat {module.stem}")
+        elif choice == "rename":
+            old = self.path(module)
+            width = self.tabs.pop(module.stem)
+            module.stem = self.name(1)
+            self.tabs[module.stem] = width
+            self.repo.commit(f"Rename to {module.stem}", move={old: self.path(module)}, author=self.random.choice(self.authors), minutes=30)
+        elif choice == "branch":
+            other = self.random.choice(others)
+            branch = f"topic-{len(self.used)}"
+            self.repo.fork(branch)
+            function = self.random.choice(other.functions)
+            function.body[self.random.randrange(len(function.body))] = (1, self.statement())
+            self.write(other, message=f"Rework {function.name}", branch=branch)
+            self.write(message="Say more", extra={"CHANGES.md": f"{self.name(3)}\n"})
+            self.repo.merge(branch, author="Erin", minutes=20)
+        elif choice == "taken back":
+            function = self.random.choice(module.functions)
+            before = self.render(module)
+            at = self.random.randrange(len(function.body))
+            kept = function.body[at]
+            if kept[1] == statement:
+                return
+            function.body[at] = (1, self.statement())
+            title = f"Try another way in {function.name}"
+            sha = self.write(module, message=title)
+            function.body[at] = kept
+            self.repo.revert(sha, {self.path(module): before}, title, minutes=15)
+        else:
+            other = self.random.choice(others)
+            function = self.random.choice(other.functions)
+            function.body[self.random.randrange(len(function.body))] = (1, self.statement())
+            self.write(other, message=f"Change {function.name}")
+
+    def incident(self, kind: str | None = None, quiet: bool = False) -> Incident:
+        """A history that breaks once, by ``kind``; ``quiet``: nothing breaks it, and no commit of the window touches the failing function."""
+        r = self.random
+        kind = kind or r.choice(self.KINDS)
+        module, caller_module, producer_module = r.sample(self.modules, 3)
+        failing, caller, producer = (r.choice(each.functions) for each in (module, caller_module, producer_module))
+        noun, key = r.choice(NOUNS), f"{r.choice(NOUNS)}_{r.choice(NOUNS)}"
+        position = r.randrange(1, len(failing.body))
+        old = f"{noun}_{key} = {noun}.{key}.number" if kind == "removed guard" else f'{noun}_{key} = {noun}["{key}"]'
+        guard = f"if not {noun}.{key}: return None"
+        error = {"removed guard": ("AttributeError", f"'NoneType' object has no attribute 'number' ({key})" if r.random() < 0.3 else "'NoneType' object has no attribute 'number'")}.get(kind, ("KeyError", f"'{key}'"))
+        if kind == "changed line":
+            old = f"{noun}_share = {noun}.amount / {noun}.parts"
+            error = ("ZeroDivisionError", "division by zero")
+        call = f"{failing.name}({noun}, context)"
+        caller.body.append((1, f"answer_{noun} = {call}"))
+        if kind == "changed producer":
+            producer.body.append((1, f'row_{noun} = pack("{key}", {noun}.number)'))
+        if kind not in ("wrote line",):
+            failing.body.insert(position, (1, old))
+        if kind == "removed guard":
+            failing.body.insert(position, (1, guard))
+        statement = old
+        self.write(*self.modules, message="Begin", extra={f"{self.prefix}/__init__.py".lstrip("/"): ""} if self.language == "py" else None)
+        for _ in range(r.randint(2, 6)):
+            self.innocent(module, failing, statement, True)
+        good = self.repo.heads["main"]
+        before, after = r.randint(1, 8), r.randint(1, 8)
+        for _ in range(before):
+            self.innocent(module, failing, statement, not quiet)
+        guilty: str | None = None
+        if not quiet:
+            message = r.choice([f"Improve {failing.name}", f"Speed up {module.stem}", "Small changes", f"Support {r.choice(NOUNS)}"])
+            if kind == "wrote line":
+                failing.body.insert(position, (1, statement))
+            elif kind == "changed line":
+                statement = f"{noun}_share = {noun}.amount / {noun}.parts_left"
+                failing.body = [(depth, statement if text == old else text) for depth, text in failing.body]
+            elif kind == "removed guard":
+                failing.body = [(depth, text) for depth, text in failing.body if text != guard]
+            elif kind == "changed caller":
+                caller.body = [(depth, text.replace(call, f"{failing.name}({noun}_raw, context)")) for depth, text in caller.body]
+            else:
+                producer.body = [(depth, text.replace(f'"{key}"', f'"{key}_id"')) for depth, text in producer.body]
+            changed = {"changed caller": caller_module, "changed producer": producer_module}.get(kind, module)
+            extra_function = r.choice([each for each in changed.functions if each not in (failing, caller, producer)])
+            if r.random() < 0.4:
+                extra_function.body[0] = (1, self.statement())  # a commit does more than one thing
+            guilty = self.write(changed, message=message)
+        for _ in range(after):
+            self.innocent(module, failing, statement, not quiet)
+        bad = self.repo.heads["main"]
+        scene = Scene(self.repo, self.root)
+        scene.deploy("1.0", good)
+        scene.deploy("1.1", bad)
+        frames = []
+        wanted_call = next(text for _, text in caller.body if failing.name in text)
+        for each, function, text in ((caller_module, caller, wanted_call), (module, failing, statement)):
+            shown = self.decorated(text)
+            path = self.path(each)
+            number = self.repo.line_of(path, shown)
+            deployed = r.choice([f"/app/{path}", path, f"/srv/www/releases/17/{path}", f"webpack:///./{path}?a1b2" if self.language == "js" else f"/usr/src/app/{path}"])
+            frames.append(StackFrame(file=deployed, function=function.name, line=number, context=shown.strip() if r.random() < 0.7 else ""))
+        scene.signal(frames, release="1.1", exception_type=error[0], exception_value=error[1], title=f"{error[0]}: {error[1]}")
+        return Incident(scene, guilty, kind, self.seed)
+
+
+@pytest.fixture
+def new_incident(tmp_path: Path) -> Callable[..., Incident]:
+    """A seeded history with one guilty commit (or none, ``quiet``)."""
+
+    def make(seed: int, kind: str | None = None, quiet: bool = False) -> Incident:
+        root = tmp_path / f"{'quiet' if quiet else 'guilty'}-{kind or 'any'}-{seed}"
+        root.mkdir()
+        return Generator(seed, Repo(root / "code.git"), root).incident(kind, quiet)
 
     return make

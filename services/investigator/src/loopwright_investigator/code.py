@@ -99,31 +99,47 @@ def _cut_after_code(text: str, sign: str) -> str:
 
 
 def only_formatting(removed: Sequence[str], added: Sequence[str], path: str) -> bool:
-    """Whether a change did nothing but white space, line breaks and comments.
+    """Whether a hunk's lines hold the same code but for white space, line breaks, quotes and comments.
 
-    For indented languages the indentation is part of the code: there each line keeps its depth unless the lines' order and content are
-    the same but for a common shift.
+    In indented languages this is only half of the answer: compare the whole files with ``same_code`` too.
     """
+    return is_source(path) and _plain(removed, path) == _plain(added, path)
+
+
+def _plain(texts: Sequence[str], path: str) -> str:
+    joined = "".join(strip_comment(text, path) for text in texts).replace("'", '"')
+    return re.sub(r",(?=[)\]}])", "", joined).rstrip(";,")
+
+
+def same_code(old: Sequence[str], new: Sequence[str], path: str) -> bool:
+    """Whether two versions of a file hold the same code but for formatting and comments; for indented languages also the same blocks."""
     if not is_source(path):
         return False
-    old = [line for line in (strip_comment(text, path) for text in removed) if line]
-    new = [line for line in (strip_comment(text, path) for text in added) if line]
-    if extension(path) in INDENTED:
-        old_depths = _depths(removed, path)
-        new_depths = _depths(added, path)
-        if old == new:
-            return old_depths == new_depths or _same_shape(old_depths, new_depths)
-        return "".join(old).replace(",)", ")").replace("'", '"') == "".join(new).replace(",)", ")").replace("'", '"')
-    return "".join(old).rstrip(";,") == "".join(new).rstrip(";,")
+    if extension(path) not in INDENTED:
+        return _plain(old, path) == _plain(new, path)
+    return _blocks(old, path) == _blocks(new, path)
 
 
-def _depths(texts: Iterable[str], path: str) -> list[int]:
-    return [len(text) - len(text.lstrip()) for text in texts if strip_comment(text, path)]
-
-
-def _same_shape(old: list[int], new: list[int]) -> bool:
-    # Tabs to spaces or another indent width: the ranks of the depths are unchanged. A block moved into an if changes only some of them.
-    return len(set(old)) > 1 and [sorted(set(old)).index(depth) for depth in old] == [sorted(set(new)).index(depth) for depth in new]
+def _blocks(texts: Sequence[str], path: str) -> list[tuple[int, str]]:
+    """Logical lines with their block depth, found as Python's tokenizer finds it: by a stack of indents, brackets joining lines."""
+    found: list[tuple[int, str]] = []
+    stack = [0]
+    balance = 0
+    for text in texts:
+        code = strip_comment(text, path)
+        if not code:
+            continue
+        if balance > 0 and found:
+            found[-1] = (found[-1][0], found[-1][1] + code)
+        else:
+            indent = len(text.expandtabs(8)) - len(text.expandtabs(8).lstrip())
+            while stack[-1] > indent:
+                stack.pop()
+            if indent > stack[-1]:
+                stack.append(indent)
+            found.append((len(stack), code))
+        balance = max(0, balance + _bracket_balance(code))
+    return [(depth, re.sub(r",(?=[)\]}])", "", code.replace("'", '"'))) for depth, code in found]
 
 
 def definition(text: str) -> str:

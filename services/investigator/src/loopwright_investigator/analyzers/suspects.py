@@ -25,6 +25,7 @@ from loopwright_investigator.code import (
     kind_of,
     names_in,
     only_formatting,
+    same_code,
 )
 from loopwright_investigator.domain import (
     Candidate,
@@ -42,13 +43,16 @@ from loopwright_investigator.domain import (
 from loopwright_investigator.ports import History
 
 COMMITS_MAX = 500  # a deploy with more commits is not told apart by this analysis, and the evidence says that it was cut
+FORMATTED_FILES_MAX = 30  # a reformatting of the whole repository is one by its first files
 DIFFS_MAX = 120  # read in full: all that touch located files first, then the newest
 SHOWN_MAX = 12
 LOOK_BACK = timedelta(days=30)  # where the last good release is not known
 RECENCY_DAYS = 7.0
 
-TIERS = {"line": 20.0, "near": 12.0, "function": 8.0, "file": 3.0, "path": 0.5, "none": 0.1}
+TIERS = {"line": 20.0, "near": 12.0, "names": 10.0, "function": 8.0, "file": 3.0, "path": 0.5, "none": 0.1}
 NEAR_LINES = 3
+NAMES_LEAST = 0.4  # of one name: half of a rare name of the error's own text
+TERMS_MAX = 24
 WORDS_MOST = 4.5  # at most this factor from names shared with the error
 FORMATTING = 0.02
 NO_EFFECT = 0.02  # tests, documentation, automation
@@ -72,10 +76,12 @@ class _Scored:
     in_window: bool
     tier: str = "none"
     factor: float = 1.0
+    place: float = 1.0  # the part of the factor that the place gave
     reasons: list[str] = field(default_factory=list)
     names: set[str] = field(default_factory=set)
     diffs: Sequence[FileDiff] = ()
     blamed: list[Location] = field(default_factory=list)
+    formatted: frozenset[str] = frozenset()  # files in which nothing but the formatting changed
     discarded: str = ""
     person: bool = False
 
@@ -113,9 +119,10 @@ async def find_suspects(case: Case, place: Place, located: Located, onset: Onset
             scored[sha] = _Scored(commit, False)
     aliases = _aliases(located, commits)
     await _read_diffs(scored, aliases, place, history)
+    await _find_formatting(scored, history)
     _judge_kinds(scored, place, aliases)
     await _judge_places(scored, located, aliases, history)
-    _judge_words(scored, case.signals, located, case.ready.report.input)
+    await _judge_words(scored, case.signals, located, case.ready.report.input, anchor, history)
     for each in scored.values():
         _judge_time(each, onset, known)
         if each.commit.sha in person:
@@ -226,7 +233,7 @@ def _judge_kinds(scored: Mapping[str, _Scored], place: Place, aliases: Mapping[s
             _lower(each, MERGE, "a merge: its commits are listed by themselves")
         elif kinds and kinds <= {"test", "docs", "automation"}:
             _lower(each, NO_EFFECT, f"changes only {' and '.join(sorted(kinds))}")
-        elif each.diffs and code and all(_formatting(diff) for diff in code):
+        elif each.diffs and code and all(diff.path in each.formatted for diff in code):
             _lower(each, FORMATTING, "changes only white space, comments or formatting")
         elif each.diffs and code and all(diff.status == "renamed" and not diff.added and not diff.deleted for diff in code):
             _lower(each, RENAMED, "only moves files")
@@ -245,12 +252,24 @@ def _lower(each: _Scored, factor: float, reason: str) -> None:
     each.discarded = each.discarded or reason
 
 
-def _formatting(diff: FileDiff) -> bool:
+async def _find_formatting(scored: Mapping[str, _Scored], history: History) -> None:
+    for each in scored.values():
+        if each.commit.parents:
+            each.formatted = frozenset(
+                [diff.path for diff in each.diffs[:FORMATTED_FILES_MAX] if await _formatting(diff, each.commit, history)]
+            )
+
+
+async def _formatting(diff: FileDiff, commit: Commit, history: History) -> bool:
     if diff.is_binary or diff.status in ("added", "deleted"):
         return False
     removed = [text.text for hunk in diff.hunks for text in hunk.lines if text.kind == "deleted"]
     added = [text.text for hunk in diff.hunks for text in hunk.lines if text.kind == "added"]
-    return bool(removed or added) and only_formatting(removed, added, diff.path)
+    if not (removed or added) or not only_formatting(removed, added, diff.path):
+        return False
+    old = await history.text(diff.old_path or diff.path, commit.parents[0])
+    new = await history.text(diff.path, commit.sha)
+    return old is not None and new is not None and same_code(old, new, diff.path)
 
 
 async def _judge_places(scored: Mapping[str, _Scored], located: Located, aliases: Mapping[str, set[str]], history: History) -> None:
@@ -271,6 +290,7 @@ async def _judge_places(scored: Mapping[str, _Scored], located: Located, aliases
         if best_tier == "none" and any(path.rsplit("/", 1)[0] in folders for path in each.paths):
             best, best_tier, best_reason = TIERS["path"], "path", "touches the same folder"
         each.tier = best_tier
+        each.place = best
         each.factor *= best * (1.0 + 0.1 * min(others, 2.0))
         if best_reason:
             each.reasons.insert(0, best_reason)
@@ -283,8 +303,10 @@ async def _tier(each: _Scored, location: Location, aliases: Mapping[str, set[str
     names = {name for name, targets in aliases.items() if location.path in targets}
     if not names & each.paths:
         return "none", ""
+    if all(path in each.formatted for path in names & each.paths):
+        return "none", ""
     for diff in each.diffs:
-        if diff.path not in names and diff.old_path not in names:
+        if (diff.path not in names and diff.old_path not in names) or diff.path in each.formatted:
             continue
         changed = _changed_positions(diff)
         lines = await history.text(diff.path, each.commit.sha)
@@ -324,8 +346,49 @@ def _same_line(lines: Sequence[str], location: Location) -> int | None:
     return min(positions, key=lambda number: abs(number - (location.line or 1))) if positions else None
 
 
-def _judge_words(scored: Mapping[str, _Scored], signals: Sequence[Signal], located: Located, said: Sequence[str]) -> None:
-    """Names that the error speaks of, found in the changed lines. A name that many commits change tells little (inverse frequency)."""
+async def _judge_words(
+    scored: Mapping[str, _Scored], signals: Sequence[Signal], located: Located, said: Sequence[str], anchor: str, history: History
+) -> None:
+    """Names that the error speaks of, found in the changed lines.
+
+    A name that many files hold or many commits change tells little (inverse document frequency, Sparck Jones 1972). A commit that alone
+    changes a rare name of the error's own text is suspect wherever it is: it may have changed what the failing code is handed.
+    """
+    terms = await _terms(signals, located, said, anchor, history)
+    changed: dict[str, set[str]] = {}
+    for sha, each in scored.items():
+        for diff in each.diffs:
+            if kind_of(diff.path) not in ("code", "migration", "dependencies") or diff.is_binary or diff.path in each.formatted:
+                continue
+            for hunk in diff.hunks:
+                for changed_line in hunk.lines:
+                    if changed_line.kind != "context":
+                        each.names.update(names_in(changed_line.text[:1_000]))
+        for name in each.names & terms.keys():
+            changed.setdefault(name, set()).add(sha)
+    import_error = any(sign in f"{signal.exception_type} {signal.exception_value}" for signal in signals for sign in _IMPORT_ERRORS)
+    rare = max(3, len(scored) // 3)
+    for sha, each in scored.items():
+        told = sorted(
+            ((terms[name] / len(owners), name) for name, owners in changed.items() if sha in owners and len(owners) <= rare), reverse=True
+        )
+        total = min(1.5, sum(weight for weight, _ in told))
+        if total < 0.1:
+            continue
+        own = 1.0 + (TIERS["names"] - 1.0) * min(1.0, total)
+        if each.place < own and told[0][0] >= NAMES_LEAST:
+            each.factor *= own / each.place
+            each.place = own
+            each.tier = each.tier if each.tier in ("line", "near", "function") else "names"
+        each.factor *= 1.0 + (WORDS_MOST - 1.0) * total / 1.5
+        each.reasons.insert(1 if each.tier not in ("none", "names") else 0, f"changes lines with {', '.join(name for _, name in told[:3])}, which the error names")
+        if import_error and any(kind_of(path) == "dependencies" for path in each.paths):
+            each.factor *= 3.0
+            each.reasons.append("changes dependencies, and the error is about something that is not there")
+
+
+async def _terms(signals: Sequence[Signal], located: Located, said: Sequence[str], anchor: str, history: History) -> dict[str, float]:
+    """What to look for in changed lines, with its weight: by where it is from, and how few files hold it."""
     terms: dict[str, float] = {}
 
     def add(text: str, weight: float) -> None:
@@ -336,37 +399,18 @@ def _judge_words(scored: Mapping[str, _Scored], signals: Sequence[Signal], locat
         add(signal.exception_value[:500], 1.0)
         if not signal.frames:
             add(f"{signal.title} {signal.body[:1_000]}", 0.3)
-    raising = located.raising
-    if raising is not None:
-        add(raising.text, 0.6)
+    if located.raising is not None:
+        add(located.raising.text, 0.5)
     for location in located.locations[:6]:
-        add(location.function, 0.4)
+        add(location.function, 0.3)
     for text in said[-5:]:
         add(text, 0.8)
-    changed: dict[str, set[str]] = {}
-    for sha, each in scored.items():
-        for diff in each.diffs:
-            if kind_of(diff.path) not in ("code", "migration", "dependencies") or diff.is_binary:
-                continue
-            for hunk in diff.hunks:
-                for changed_line in hunk.lines:
-                    if changed_line.kind != "context":
-                        each.names.update(names_in(changed_line.text[:1_000]))
-        for name in each.names & terms.keys():
-            changed.setdefault(name, set()).add(sha)
-    import_error = any(sign in f"{signal.exception_type} {signal.exception_value}" for signal in signals for sign in _IMPORT_ERRORS)
-    for sha, each in scored.items():
-        rare = max(3, len(scored) // 3)
-        told = sorted(
-            ((terms[name] / len(owners), name) for name, owners in changed.items() if sha in owners and len(owners) <= rare), reverse=True
-        )
-        total = min(1.5, sum(weight for weight, _ in told))
-        if total >= 0.1:
-            each.factor *= 1.0 + (WORDS_MOST - 1.0) * total / 1.5
-            each.reasons.append("changes lines with " + ", ".join(name for _, name in told[:3]) + ", which the error names")
-        if import_error and any(kind_of(path) == "dependencies" for path in each.paths):
-            each.factor *= 3.0
-            each.reasons.append("changes dependencies, and the error is about something that is not there")
+    heaviest = sorted(terms, key=lambda name: (-terms[name], name))[:TERMS_MAX]
+    weighed = {}
+    for name in heaviest:
+        holding = {hit.path for hit in await history.grep(name, anchor, word=True, limit=200) if kind_of(hit.path) == "code"}
+        weighed[name] = terms[name] * (1.0 if len(holding) <= 3 else 0.5 if len(holding) <= 8 else 0.15)
+    return weighed
 
 
 def _judge_time(each: _Scored, onset: Onset, window_known: bool) -> None:

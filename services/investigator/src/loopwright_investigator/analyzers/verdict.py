@@ -32,7 +32,7 @@ from loopwright_investigator.ports import History
 ENOUGH = 0.5
 ENOUGH_WITHOUT_WINDOW = 0.6
 MARGIN = 2.0
-CLOSE_TIERS = frozenset({"line", "near", "function"})
+CLOSE_TIERS = frozenset({"line", "near", "function", "names"})
 # Larger reverts are rewrites: nobody can review in minutes what else they take away.
 FILES_MAX = 30
 LINES_MAX = 1_000
