@@ -198,6 +198,23 @@ def test_a_measurement_is_drawn_into_nothing():
     assert judge(exemplar(), measured, cosine=0.9).outcome is Outcome.OPEN
 
 
+@pytest.mark.parametrize(
+    ("cosine", "other", "joins"),
+    [
+        (0.86, {"service": "", "anchors": {}}, True),
+        (0.80, {"service": "", "anchors": {}}, False),
+        (0.75, {}, True),  # the same names of the same service
+        (0.75, {"service": ""}, False),
+        (0.75, {"anchors": {}}, False),
+        (0.70, {}, False),
+        (0.86, {"occurred_at": 1_000.0 - 90_000}, False),
+        (0.93, {"occurred_at": 1_000.0 - 90_000}, True),
+    ],
+)
+def test_two_tickets_need_more_agreement_the_less_they_have_in_common(cosine, other, joins):
+    assert (judge(ticket(), ticket("other", **other), cosine=cosine).outcome is Outcome.JOIN) is joins
+
+
 def test_its_own_fingerprint_is_not_its_neighbour():
     assert judge(exemplar(), exemplar(), cosine=1.0).outcome is Outcome.OPEN
 
