@@ -1,5 +1,6 @@
 """The ordered flow: what is published for each signal, once, whatever is delivered again and wherever the process dies."""
 
+import asyncio
 import itertools
 import random
 from datetime import timedelta
@@ -436,3 +437,23 @@ async def test_when_another_replica_recorded_the_fingerprint_first_its_decision_
     assert fact.report_id == report_id_for(crash("s9"))
     assert fact.decision.rule == "fingerprint"
     assert len(flow.facts()) == 2
+
+
+async def test_another_replica_hears_of_a_merge_and_of_a_resolution(flow, new_flow, crash):
+    other = await new_flow()
+    other.bus, other.index = flow.bus, flow.index
+    await other.restart()
+    await other.records.start()
+    try:
+        one, two = await flow.take(crash("s1"), crash("s2", place="search"))
+        assert [fact.report_id for fact in await other.take(crash("s3"), crash("s4", place="search"))] == [one.report_id, two.report_id]
+        await flow.command("merge", one.report_id, other_report_id=two.report_id)
+        await flow.transition(one.report_id, "held", at=flow.clock.now())
+        await asyncio.sleep(0.05)  # the watch brings it; nothing is read again for it
+
+        (merged,) = await other.take(crash("s5", place="search"))
+        (recurred,) = await other.take(later(crash("s6"), hours=3))
+        assert merged.report_id == one.report_id
+        assert recurred.recurrence_of == one.report_id
+    finally:
+        await other.records.stop()

@@ -1,6 +1,7 @@
 """Join or open: several kinds of signal about one problem meet, and problems that merely look alike stay apart."""
 
 import random
+import time
 
 import numpy as np
 import pytest
@@ -237,3 +238,19 @@ def test_anchors_are_names_not_filler(make_signal):
     assert found["keyerror"] == 0.5
     assert {"gbp", "pric", "voucher"} <= found.keys()
     assert not {"shop", "handle", "please", "error", "request", "web"} & found.keys()
+
+
+@pytest.mark.parametrize("piece", ["Aa", "a_", "/a", "E", "'", '"a', "A1", "Error", "a://", "_", "Aa0", "://", "{", "aaaaA"])
+def test_hostile_text_is_described_in_linear_time(make_signal, piece):
+    text = piece * (16_384 // len(piece))
+    signal = make_signal(
+        kind="exception", title=text[:512], body=text, exception_type=text[:512], exception_value=text[:2_048], transaction=text[:512],
+        labels={"check": text[:512], "path": text[:512]}, request={"url": text[:2_048]},
+        frames=[{"file": text[:512], "function": text[:512], "module": text[:512]}] * 100,
+    )  # fmt: skip
+    started = time.perf_counter()
+    exemplar = describe(signal, fingerprint(signal))
+    assert time.perf_counter() - started < 0.5
+    assert len(exemplar.anchors) <= 48
+    assert len(str(exemplar.to_payload())) < 32_768
+    decide(exemplar, Surroundings([]))

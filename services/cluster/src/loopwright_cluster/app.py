@@ -93,6 +93,7 @@ class Service:
                 ordered=True,
                 batch_max=self._batch_max,
                 ack_wait=timedelta(seconds=60),  # a batch of new problems on one slow core; heartbeats go on meanwhile
+                attempts_max=20,  # an hour of waiting for a vector server that is down, before signals go to the dead letters
             ),
             grouping.handle,
         )
