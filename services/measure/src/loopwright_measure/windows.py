@@ -122,7 +122,8 @@ def split(rates: RatesAnswer, metric: MetricContract, deployed: Deployed, now: d
         notes.append(f"no {unit} were reported before the deploy, so the rates are per hour")
         unit = "time"
     by_release = unit != "time" and all(each.release for each in exposures if each.count and each.minute >= start)
-    ours = {release for release in {row.release for row in (*rates.signals, *exposures)} if release and deployed.has(release)}
+    named = {row.release for row in rates.signals} | {use.release for use in exposures}
+    ours = {release for release in named if release and deployed.has(release)}
     before, after = _Sums(), _Sums()
 
     def side_of(minute: datetime, release: str) -> _Sums | None:
