@@ -453,9 +453,8 @@ async def test_hostile_branch_names_are_refused(forge, name, clone, branch):
 )
 async def test_only_smart_http_is_served(server, name, clone, path):
     with socket.create_connection(("127.0.0.1", server.port), timeout=10) as wire:
-        wire.sendall(
-            f"GET {path.format(name=name)} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {READ}\r\nConnection: close\r\n\r\n".encode()
-        )
+        headers = f"Host: 127.0.0.1\r\nAuthorization: Bearer {READ}\r\nConnection: close"
+        wire.sendall(f"GET {path.format(name=name)} HTTP/1.1\r\n{headers}\r\n\r\n".encode())
         status = wire.recv(4096).split(b" ")[1]
     assert status in (b"404", b"422")
 

@@ -95,7 +95,13 @@ def test_other_services_and_units_are_not_the_exposure():
 
 @pytest.mark.parametrize(
     ("deployed", "said"),
-    [("1.4.2", "shop@1.4.2"), ("v1.4.2", "1.4.2"), ("shop@v1.4.2", "shop@1.4.2"), ("0123456789abcdef" * 2 + "01234567", "shop@0123456"), ("x", "x")],
+    [
+        ("1.4.2", "shop@1.4.2"),
+        ("v1.4.2", "1.4.2"),
+        ("shop@v1.4.2", "shop@1.4.2"),
+        ("0123456789abcdef" * 2 + "01234567", "shop@0123456"),
+        ("x", "x"),
+    ],
 )
 def test_a_release_is_known_under_its_usual_names(deployed, said):
     assert Deployed(T0, frozenset({deployed})).has(said)
@@ -113,9 +119,7 @@ def test_use_of_a_release_nobody_deployed_is_told():
 
 def test_windows_of_seconds_work_where_releases_tell_the_sides_apart():
     short = metric(settle=timedelta(seconds=5), minimum_window=timedelta(seconds=20), baseline_end=at(1))
-    answer = RatesAnswer(
-        signals=signals((0, "v1", 12)), exposure=uses((0, "v1", 60), (1, "v1", 30), (1, "v2", 30), (2, "v2", 10))
-    )
+    answer = RatesAnswer(signals=signals((0, "v1", 12)), exposure=uses((0, "v1", 60), (1, "v1", 30), (1, "v2", 30), (2, "v2", 10)))
     sides = split(answer, short, Deployed(at(1.5), frozenset({"v2"})), at(2.2))
     assert (sides.before.count.events, sides.before.count.exposure) == (11, 90)
     assert (sides.after.count.events, sides.after.count.exposure) == (0, 40)

@@ -31,7 +31,7 @@ class ForgeSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", secrets_dir=None)
 
     host: str = "127.0.0.1"  # loopback: the forge holds source code, and has no TLS of its own
-    port: int = Field(default=8406, ge=0, le=65_535)  # beside the services' 8400 to 8405; 0 takes a free one
+    port: int = Field(default=8406, ge=1, le=65_535)  # beside the services' 8400 to 8405; fixed, since clone URLs hold it
     data: Path = Path("data/forge")  # beside the other services' state
     public_url: AnyHttpUrl | None = None  # by default http://<host>:<port>; set it when people reach the forge by another name
     read_token: SecretStr | None = None

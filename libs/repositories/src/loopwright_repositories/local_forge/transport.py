@@ -65,24 +65,23 @@ class GitTransport:
         except TimeoutError as error:
             raise Problem(503, f"{self.settings.git_processes_max} git processes are busy", {"Retry-After": "5"}) from error
         run = _Run(environment, limit, self.settings.git_seconds_max)
+
+        async def end() -> None:
+            await run.end()
+            self._slots.release()
+
+        async def chunks() -> AsyncGenerator[bytes, None]:
+            async for chunk in run.output():
+                yield chunk
+            if what == "git-receive-pack":
+                await self.after_push(name)
+
         try:
             status, headers = await run.start(request)
         except BaseException:
-            await run.end()
-            self._slots.release()
+            await end()
             raise
-
-        async def body() -> AsyncGenerator[bytes, None]:
-            try:
-                async for chunk in run.output():
-                    yield chunk
-                if what == "git-receive-pack":
-                    await self.after_push(name)
-            finally:
-                await run.end()
-                self._slots.release()
-
-        return _Streamed(body(), status, headers)
+        return _Streamed(chunks(), status, headers, end)
 
     def _environment(self, request: Request, name: str, what: str, access: Access, default_branch: str) -> dict[str, str]:
         config = {
@@ -129,22 +128,29 @@ class _Streamed(Response):
     push: git answers its headers before it has read the pack.
     """
 
-    def __init__(self, chunks: AsyncGenerator[bytes, None], status_code: int, headers: dict[str, str]) -> None:
+    def __init__(
+        self, chunks: AsyncGenerator[bytes, None], status_code: int, headers: dict[str, str], end: Callable[[], Awaitable[None]]
+    ) -> None:
         self.body = b""
         self.status_code = status_code
         self.background = None
         self.init_headers(headers)
         self._chunks = chunks
+        self._end = end
 
     def init_headers(self, headers: Mapping[str, str] | None = None) -> None:
         self.raw_headers = [(key.lower().encode("latin-1"), value.encode("latin-1")) for key, value in (headers or {}).items()]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with aclosing(self._chunks) as chunks:
-            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-            async for chunk in chunks:
-                await send({"type": "http.response.body", "body": chunk, "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        try:
+            async with aclosing(self._chunks) as chunks:
+                await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+                async for chunk in chunks:
+                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            # Here rather than in the generator: one that was never begun has no finally.
+            await self._end()
 
 
 class _Run:
