@@ -503,6 +503,16 @@ async def test_the_page_of_a_pull_request_shows_it_and_runs_nothing(server, forg
 # Sources
 
 
+async def test_a_reader_may_ask_the_forge_to_catch_up(server, forge, name, tmp_path):
+    own = Client(tmp_path / "own", "unused", READ)
+    own.commit({"a.txt": "1\n"})
+    await forge.ensure_repository(name, source=str(own.path))
+    second = own.commit({"a.txt": "2\n"})
+    async with server.forge(READ) as reader:
+        (branch,) = await reader.sync_repository(name)
+    assert (branch.outcome, branch.commit) == ("advanced", second)
+
+
 async def test_a_persons_own_repository_is_imported_and_followed(forge, name, tmp_path):
     own = Client(tmp_path / "own", "unused", READ)
     first = own.commit({"a.txt": "1\n"})

@@ -29,7 +29,6 @@ from loopwright_measure.adapters.kv_store import KeyValueStore
 from loopwright_measure.api import router
 from loopwright_measure.app import Service
 from loopwright_measure.ports import Containment
-from pydantic import SecretStr
 
 START = datetime(2026, 11, 26, 10, 0, tzinfo=UTC)
 PROJECT = "acme"
@@ -55,6 +54,23 @@ class Repository:
     def commit(self, message: str) -> str:
         self.git("commit", "-q", "--allow-empty", "-m", message)
         return self.git("rev-parse", "HEAD")
+
+
+class DiskForge:
+    """A forge whose clone URLs are paths."""
+
+    credential = None
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.synced = 0
+
+    def clone_url(self, repository: str) -> str:
+        return str(self.root / "git" / f"{repository}.git")
+
+    async def sync_repository(self, repository: str) -> tuple[()]:
+        self.synced += 1
+        return ()
 
 
 class Gateway:
@@ -92,7 +108,7 @@ class World:
         self.repository = Repository(tmp_path / "forge")
         self.gateway = Gateway(clock)
         self.service: Service | None = None
-        self.history = GitHistory(tmp_path / "mirrors", str(tmp_path / "forge"), SecretStr(""))
+        self.history = GitHistory(tmp_path / "mirrors", DiskForge(tmp_path / "forge"))
 
     async def open(self) -> None:
         config = ProjectConfig(

@@ -13,6 +13,7 @@ from loopwright_common.contracts.subjects import CHANGES_MERGED, DEPLOYS
 from loopwright_common.nats_bus import NatsBus
 from loopwright_common.process import service_app
 from loopwright_common.projects import Projects
+from loopwright_repositories.forges.local import LocalForge
 
 from loopwright_measure import api
 from loopwright_measure.adapters.gateway_rates import GatewayRates
@@ -66,7 +67,9 @@ def create_app(settings: MeasureSettings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
             bus = await open_bus(settings)
-            history = GitHistory(settings.checkouts_dir, settings.forge_url, settings.forge_token)
+            token = settings.forge_token if settings.forge_token.get_secret_value() else None
+            forge = await stack.enter_async_context(LocalForge(settings.forge_url, token))
+            history = GitHistory(settings.checkouts_dir, forge)
             service = Service(bus, history, SystemClock())
             stack.push_async_callback(service.stop, timedelta(seconds=settings.drain_seconds))
             app.include_router(api.router(await service.start()))

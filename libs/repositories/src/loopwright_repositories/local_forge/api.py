@@ -119,7 +119,8 @@ def routes(repositories: ForgeRepositories, pulls: Pulls) -> APIRouter:
     async def get_repository(name: RepositoryName) -> ForgeRepository:
         return await repositories.describe(name)
 
-    @api.post("/repos/{name}/sync", dependencies=write)
+    # With the read scope: who asks chooses nothing, since the source was fixed when the repository was made; the forge only catches up.
+    @api.post("/repos/{name}/sync", dependencies=read)
     async def sync_repository(name: RepositoryName, wish: SyncWish) -> dict[str, Any]:
         branches = await repositories.sync(name)
         await pulls.refresh_open(name)

@@ -20,7 +20,7 @@ class Access(IntEnum):
     """What a token may do; each includes those before it."""
 
     NONE = 0
-    READ = 1  # clone, fetch, see pull requests
+    READ = 1  # clone, fetch, see pull requests, ask the forge to catch up with a source
     WRITE = 2  # push branches but not the default one, open pull requests, comment, report checks
     MERGE = 3  # merge, close, push to the default branch (fast-forward)
 
