@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -77,8 +78,10 @@ class Repo:
         marks = self.directory / "marks"
         subprocess.run(
             ["git", "--git-dir", str(self.directory), "fast-import", "--quiet", "--force", f"--export-marks={marks}"],
-            input=b"".join(lines), check=True, timeout=30,
-        )  # fmt: skip
+            input=b"".join(lines),
+            check=True,
+            timeout=30,
+        )
         sha = marks.read_text().split()[1]
         self.heads[branch] = sha
         return sha
@@ -132,29 +135,42 @@ class Scene:
     extra_services: tuple[ServiceConfig, ...] = ()
     kinds: dict[str, int] | None = None
 
-    def deploy(self, release: str, commit: str | None, minutes: float = 10, requests: int = 2_000, environment: str = "production") -> Deploy:
+    def deploy(
+        self, release: str, commit: str | None, minutes: float = 10, requests: int = 2_000, environment: str = "production"
+    ) -> Deploy:
         """``release`` goes live ``minutes`` after the last thing that happened, and serves ``requests``."""
         self.repo.now += timedelta(minutes=minutes)
         deploy = Deploy(
-            id=derived_id("deploy", self.service, release, str(len(self.deploys))), project="demo", service=self.service, release=release,
-            commit=commit, environment=environment, deployed_at=self.repo.now,
-        )  # fmt: skip
+            id=derived_id("deploy", self.service, release, str(len(self.deploys))),
+            project="demo",
+            service=self.service,
+            release=release,
+            commit=commit,
+            environment=environment,
+            deployed_at=self.repo.now,
+        )
         self.deploys.append(deploy)
         self.exposure[release] = self.exposure.get(release, 0) + requests
         self.repo.now += timedelta(minutes=30)
         return deploy
 
-    def signal(
-        self, frames: Sequence[StackFrame] = (), *, release: str = "", kind: SignalKind = SignalKind.EXCEPTION, count: int = 40, **fields: Any
-    ) -> Signal:  # fmt: skip
+    def signal(self, frames: Sequence[StackFrame] = (), *, release: str = "", count: int = 40, **fields: Any) -> Signal:
         """One example signal that stands for ``count`` like it."""
         self.repo.now += timedelta(minutes=1)
         fields.setdefault("title", "KeyError: 'currency'")
         signal = Signal(
-            id=derived_id("signal", str(len(self.signals))), project="demo", source="sentry", kind=kind, service=fields.pop("service", self.service),
-            release=release, environment=fields.pop("environment", "production"), occurred_at=self.repo.now, received_at=self.repo.now,
-            frames=tuple(frames), **fields,
-        )  # fmt: skip
+            id=derived_id("signal", str(len(self.signals))),
+            project="demo",
+            source="sentry",
+            kind=fields.pop("kind", SignalKind.EXCEPTION),
+            service=fields.pop("service", self.service),
+            release=release,
+            environment=fields.pop("environment", "production"),
+            occurred_at=self.repo.now,
+            received_at=self.repo.now,
+            frames=tuple(frames),
+            **fields,
+        )
         self.signals.append(signal)
         self.counts[release] = self.counts.get(release, 0) + count
         self.first_seen = self.first_seen or self.repo.now
@@ -183,11 +199,20 @@ class Scene:
         for signal in self.signals:
             kinds[signal.kind.value] = kinds.get(signal.kind.value, 0) + 1
         report = ReportSnapshot(
-            id="r1", project="demo", title=self.signals[0].title if self.signals else "A report", state=ReportState.READY,
-            services=(self.service,), kinds=self.kinds or kinds, releases={name: count for name, count in self.counts.items() if name},
-            signal_count=total, people_count=self.people, first_seen=first_seen, last_seen=self.repo.now, examples=tuple(self.signals[:20]),
+            id="r1",
+            project="demo",
+            title=self.signals[0].title if self.signals else "A report",
+            state=ReportState.READY,
+            services=(self.service,),
+            kinds=self.kinds or kinds,
+            releases={name: count for name, count in self.counts.items() if name},
+            signal_count=total,
+            people_count=self.people,
+            first_seen=first_seen,
+            last_seen=self.repo.now,
+            examples=tuple(self.signals[:20]),
             input=self.input,
-        )  # fmt: skip
+        )
         live = {deploy.release: deploy.deployed_at for deploy in self.deploys}
         rates = RatesAnswer(
             signals=tuple(
@@ -242,7 +267,9 @@ def new_scene(tmp_path: Path) -> Callable[..., Scene]:
 def frame() -> Callable[..., StackFrame]:
     """A stack frame in few words."""
 
-    def make(file: str, line: int | None = None, function: str = "", context: str = "", in_app: bool = True, module: str = "") -> StackFrame:
+    def make(
+        file: str, line: int | None = None, function: str = "", context: str = "", in_app: bool = True, module: str = ""
+    ) -> StackFrame:
         return StackFrame(file=file, line=line, function=function, context=context, in_app=in_app, module=module)
 
     return make
@@ -250,11 +277,19 @@ def frame() -> Callable[..., StackFrame]:
 
 # --- seeded histories: one guilty commit among innocent ones -------------------------------------------------------------------------
 
-NOUNS = (
-    "invoice cart order customer price basket voucher shipment address payment refund account session profile ticket stock warehouse "
-    "carrier label parcel currency discount coupon ledger balance receipt supplier catalogue product variant review rating"
-).split()
-VERBS = "load save check apply compute merge parse render notify resolve assign collect prepare update reserve release format".split()
+NOUNS = re.findall(
+    r"\w+",
+    """
+    invoice cart order customer price basket voucher shipment address payment refund account session profile ticket stock warehouse
+    carrier label parcel currency discount coupon ledger balance receipt supplier catalogue product variant review rating
+    """,
+)
+VERBS = re.findall(
+    r"\w+",
+    """
+    load save check apply compute merge parse render notify resolve assign collect prepare update reserve release format
+    """,
+)
 
 
 @dataclass
@@ -298,7 +333,9 @@ class Generator:
         self.language = self.random.choice(["py", "py", "js", "go"])
         self.prefix = self.random.choice(["src/shop", "shop", "services/checkout/app", "", "backend/internal"])
         self.used: set[str] = set()
-        self.modules = [Module(self.name(1), [self.function() for _ in range(self.random.randint(4, 7))]) for _ in range(self.random.randint(4, 7))]
+        self.modules = [
+            Module(self.name(1), [self.function() for _ in range(self.random.randint(4, 7))]) for _ in range(self.random.randint(4, 7))
+        ]
         self.tabs = {module.stem: 4 for module in self.modules}
         self.authors = ["Alice", "Bob", "Carol", "Dave", "Erin"]
 
@@ -323,7 +360,9 @@ class Generator:
         )
 
     def function(self) -> Function:
-        return Function(self.name(), [self.random.choice(NOUNS), "context"], [(1, self.statement()) for _ in range(self.random.randint(4, 9))])
+        return Function(
+            self.name(), [self.random.choice(NOUNS), "context"], [(1, self.statement()) for _ in range(self.random.randint(4, 9))]
+        )
 
     def path(self, module: Module) -> str:
         return "/".join(part for part in (self.prefix, f"{module.stem}.{self.language}") if part)
@@ -349,21 +388,42 @@ class Generator:
             return text if self.language == "py" else "//" + text[1:]
         if text.startswith("if ") and text.endswith(": return None"):
             condition = text[3 : -len(": return None")]
-            return {"py": text, "js": f"if (!{condition.removeprefix('not ')}) return null;", "go": f"if {condition} == nil {{ return nil }}"}[self.language]
+            return {
+                "py": text,
+                "js": f"if (!{condition.removeprefix('not ')}) return null;",
+                "go": f"if {condition} == nil {{ return nil }}",
+            }[self.language]
         if self.language == "js" and " = " in text:
             return f"const {text};" if not text.startswith("const") else text
         return text.replace(" = ", " := ", 1) if self.language == "go" else text
 
     def write(self, *modules: Module, message: str, extra: dict[str, str] | None = None, **fields: Any) -> str:
         files = {self.path(module): self.render(module) for module in modules}
-        return self.repo.commit(message, {**files, **(extra or {})}, author=self.random.choice(self.authors), minutes=self.random.randint(5, 300), **fields)
+        return self.repo.commit(
+            message, {**files, **(extra or {})}, author=self.random.choice(self.authors), minutes=self.random.randint(5, 300), **fields
+        )
 
     def innocent(self, module: Module, failing: Function | None, statement: str, near_allowed: bool) -> None:
         """One change that breaks nothing."""
         choice = self.random.choice(
-            ["other function", "other function", "new function", "other file", "other file", "other file", "docs", "tests", "dependencies",
-             "comment", "formatting", "rename", "branch", "taken back", "same function"]
-        )  # fmt: skip
+            [
+                "other function",
+                "other function",
+                "new function",
+                "other file",
+                "other file",
+                "other file",
+                "docs",
+                "tests",
+                "dependencies",
+                "comment",
+                "formatting",
+                "rename",
+                "branch",
+                "taken back",
+                "same function",
+            ]
+        )
         others = [each for each in self.modules if each is not module]
         if choice == "other function":
             function = self.random.choice([each for each in module.functions if each is not failing])
@@ -371,7 +431,9 @@ class Generator:
             self.write(module, message=f"Change {function.name}")
         elif choice == "same function" and failing is not None and near_allowed:
             positions = [at for at, (_, text) in enumerate(failing.body) if text != statement and not text.startswith("if ")]
-            far = [at for at in positions if abs(at - next((i for i, (_, text) in enumerate(failing.body) if text == statement), -99)) > 3]
+            at_failure = next((at for at, (_, text) in enumerate(failing.body) if text == statement), -99)
+            # One in three comes as close as the guilty one does.
+            far = [at for at in positions if abs(at - at_failure) > (0 if self.random.random() < 0.33 else 3)]
             if far:
                 failing.body[self.random.choice(far)] = (1, self.statement())
                 self.write(module, message=f"Tidy {failing.name}")
@@ -381,9 +443,15 @@ class Generator:
         elif choice == "docs":
             self.write(message="Explain more", extra={"README.md": f"# Shop\n\n{self.name(3)} {statement}\n"})
         elif choice == "tests":
-            self.write(message=f"Test {module.stem}", extra={f"tests/test_{module.stem}.py": f"def test_{self.name()}():\n    assert {self.random.random()} # {statement}\n"})
+            self.write(
+                message=f"Test {module.stem}",
+                extra={f"tests/test_{module.stem}.py": f"def test_{self.name()}():\n    assert {self.random.random()} # {statement}\n"},
+            )
         elif choice == "dependencies":
-            self.write(message="Update requests", extra={"requirements.txt": f"requests=={self.random.randint(2, 9)}.{self.random.randint(0, 30)}\n"})
+            self.write(
+                message="Update requests",
+                extra={"requirements.txt": f"requests=={self.random.randint(2, 9)}.{self.random.randint(0, 30)}\n"},
+            )
         elif choice == "comment":
             function = failing or self.random.choice(module.functions)
             function.body.insert(self.random.randrange(len(function.body)), (1, f"# {self.name(3)}"))
@@ -424,8 +492,16 @@ class Generator:
             function.body[self.random.randrange(len(function.body))] = (1, self.statement())
             self.write(other, message=f"Change {function.name}")
 
-    def incident(self, kind: str | None = None, quiet: bool = False) -> Incident:
-        """A history that breaks once, by ``kind``; ``quiet``: nothing breaks it, and no commit of the window touches the failing function."""
+    def decoy(self, module: Module, failing: Function, statement: str) -> None:
+        """An innocent change of a line right beside the failing one."""
+        at = next((at for at, (_, text) in enumerate(failing.body) if text == statement), 0)
+        beside = [each for each in (at - 1, at + 1) if 0 <= each < len(failing.body) and not failing.body[each][1].startswith("if ")]
+        if beside:
+            failing.body[self.random.choice(beside)] = (1, self.statement())
+            self.write(module, message=f"Tidy {failing.name}")
+
+    def incident(self, kind: str | None = None, quiet: bool = False, decoy: bool = False) -> Incident:
+        """A history that breaks once, by ``kind``; ``quiet``: no commit breaks it or touches the failing function."""
         r = self.random
         kind = kind or r.choice(self.KINDS)
         module, caller_module, producer_module = r.sample(self.modules, 3)
@@ -434,7 +510,14 @@ class Generator:
         position = r.randrange(1, len(failing.body))
         old = f"{noun}_{key} = {noun}.{key}.number" if kind == "removed guard" else f'{noun}_{key} = {noun}["{key}"]'
         guard = f"if not {noun}.{key}: return None"
-        error = {"removed guard": ("AttributeError", f"'NoneType' object has no attribute 'number' ({key})" if r.random() < 0.3 else "'NoneType' object has no attribute 'number'")}.get(kind, ("KeyError", f"'{key}'"))
+        error = {
+            "removed guard": (
+                "AttributeError",
+                f"'NoneType' object has no attribute 'number' ({key})"
+                if r.random() < 0.3
+                else "'NoneType' object has no attribute 'number'",
+            )
+        }.get(kind, ("KeyError", f"'{key}'"))
         if kind == "changed line":
             old = f"{noun}_share = {noun}.amount / {noun}.parts"
             error = ("ZeroDivisionError", "division by zero")
@@ -442,7 +525,7 @@ class Generator:
         caller.body.append((1, f"answer_{noun} = {call}"))
         if kind == "changed producer":
             producer.body.append((1, f'row_{noun} = pack("{key}", {noun}.number)'))
-        if kind not in ("wrote line",):
+        if quiet or kind != "wrote line":
             failing.body.insert(position, (1, old))
         if kind == "removed guard":
             failing.body.insert(position, (1, guard))
@@ -473,6 +556,8 @@ class Generator:
             if r.random() < 0.4:
                 extra_function.body[0] = (1, self.statement())  # a commit does more than one thing
             guilty = self.write(changed, message=message)
+        if decoy:
+            self.decoy(module, failing, statement)
         for _ in range(after):
             self.innocent(module, failing, statement, not quiet)
         bad = self.repo.heads["main"]
@@ -485,7 +570,14 @@ class Generator:
             shown = self.decorated(text)
             path = self.path(each)
             number = self.repo.line_of(path, shown)
-            deployed = r.choice([f"/app/{path}", path, f"/srv/www/releases/17/{path}", f"webpack:///./{path}?a1b2" if self.language == "js" else f"/usr/src/app/{path}"])
+            deployed = r.choice(
+                [
+                    f"/app/{path}",
+                    path,
+                    f"/srv/www/releases/17/{path}",
+                    f"webpack:///./{path}?a1b2" if self.language == "js" else f"/usr/src/app/{path}",
+                ]
+            )
             frames.append(StackFrame(file=deployed, function=function.name, line=number, context=shown.strip() if r.random() < 0.7 else ""))
         scene.signal(frames, release="1.1", exception_type=error[0], exception_value=error[1], title=f"{error[0]}: {error[1]}")
         return Incident(scene, guilty, kind, self.seed)
@@ -495,9 +587,9 @@ class Generator:
 def new_incident(tmp_path: Path) -> Callable[..., Incident]:
     """A seeded history with one guilty commit (or none, ``quiet``)."""
 
-    def make(seed: int, kind: str | None = None, quiet: bool = False) -> Incident:
-        root = tmp_path / f"{'quiet' if quiet else 'guilty'}-{kind or 'any'}-{seed}"
+    def make(seed: int, kind: str | None = None, quiet: bool = False, decoy: bool = False) -> Incident:
+        root = tmp_path / f"{'quiet' if quiet else 'guilty'}-{kind or 'any'}-{seed}-{decoy}"
         root.mkdir()
-        return Generator(seed, Repo(root / "code.git"), root).incident(kind, quiet)
+        return Generator(seed, Repo(root / "code.git"), root).incident(kind, quiet, decoy)
 
     return make

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import pytest
 from loopwright_common.contracts.investigations import InvestigationVerdict
-from loopwright_common.contracts.signals import SignalKind
 
 CART = '''"""Carts."""
 
@@ -26,19 +24,26 @@ def describe(cart):
     return f"{len(lines(cart))} lines"
 '''
 GUILTY_CART = CART.replace(
-    '''        amount += line["price"] * line["quantity"]
-''',
-    '''        rate = rates[line["currency"]]
+    """        amount += line["price"] * line["quantity"]
+""",
+    """        rate = rates[line["currency"]]
         amount += line["price"] * line["quantity"] * rate
-''',
+""",
 )
 
 
 def history(repo, prefix="src/shop"):
     """A small package with a guilty commit between innocent ones. Gives (good, guilty, bad)."""
     cart, api = f"{prefix}/cart.py", f"{prefix}/api.py"
-    repo.commit("Begin", {cart: CART, f"{prefix}/__init__.py": "", api: "from shop import cart\n\n\ndef checkout(request):\n    return cart.total(request.cart, {})\n"})
-    good = repo.commit("Say how many lines a cart has", {cart: repo.files["main"][cart].replace("lines\"", "lines in it\"")}, author="Bob")
+    repo.commit(
+        "Begin",
+        {
+            cart: CART,
+            f"{prefix}/__init__.py": "",
+            api: "from shop import cart\n\n\ndef checkout(request):\n    return cart.total(request.cart, {})\n",
+        },
+    )
+    good = repo.commit("Say how many lines a cart has", {cart: repo.files["main"][cart].replace('lines"', 'lines in it"')}, author="Bob")
     repo.commit("Explain the build", {"README.md": "# Shop\n"}, author="Carol")
     guilty = repo.commit("Convert prices to the shop's currency", {cart: GUILTY_CART.replace('lines"\n', 'lines in it"\n')}, author="Dave")
     repo.commit("Speak of items", {cart: repo.files["main"][cart].replace('lines in it"', 'items"')}, author="Bob")

@@ -3,32 +3,75 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass, field
 
 from loopwright_common.contracts.investigations import InvestigationVerdict
 
-SEEDS = range(8)
 KINDS = ("wrote line", "changed line", "removed guard", "changed caller", "changed producer")
 
 
-async def test_guilty_commit_is_first_among_innocent_ones(new_incident):
-    first, three, total, acted, wrong = Counter(), Counter(), Counter(), Counter(), []
+@dataclass
+class Score:
+    """Counts by kind of fault."""
+
+    total: Counter[str] = field(default_factory=Counter)
+    first: Counter[str] = field(default_factory=Counter)
+    three: Counter[str] = field(default_factory=Counter)
+    actionable: Counter[str] = field(default_factory=Counter)
+    wrong: list[tuple[str, int, str]] = field(default_factory=list)
+
+    def show(self, name: str) -> None:
+        for kind in (*KINDS, "all"):
+            sums = [
+                counter.total() if kind == "all" else counter[kind] for counter in (self.total, self.first, self.three, self.actionable)
+            ]
+            print(f"{name}, {kind:17} of {sums[0]}: first {sums[1]}, first three {sums[2]}, actionable {sums[3]}")
+
+
+async def measured(new_incident, seeds, decoy):
+    score = Score()
     for kind in KINDS:
-        for seed in SEEDS:
-            incident = new_incident(seed, kind)
-            result, found = await incident.scene.investigate()
+        for seed in seeds:
+            incident = new_incident(seed, kind, decoy=decoy)
+            result, _ = await incident.scene.investigate()
             ranked = [suspect.commit for suspect in result.suspects]
-            total[kind] += 1
-            first[kind] += ranked[:1] == [incident.guilty]
-            three[kind] += incident.guilty in ranked[:3]
-            acted[kind] += result.verdict is InvestigationVerdict.ACTIONABLE
+            score.total[kind] += 1
+            score.first[kind] += ranked[:1] == [incident.guilty]
+            score.three[kind] += incident.guilty in ranked[:3]
+            score.actionable[kind] += result.verdict is InvestigationVerdict.ACTIONABLE
             if result.verdict is InvestigationVerdict.ACTIONABLE and ranked[0] != incident.guilty:
-                wrong.append((kind, seed))
-            if result.verdict is not InvestigationVerdict.ACTIONABLE:
-                print('  ', kind, seed, result.reason[:500])
+                score.wrong.append((kind, seed, result.reason))
             if ranked[:1] != [incident.guilty]:
-                print("missed", kind, seed, incident.guilty, result.reason, [(s.commit[:7], s.title, s.score, s.reasons) for s in result.suspects[:3]])
-    for kind in KINDS:
-        print(f"{kind:18} first {first[kind]}/{total[kind]}  first three {three[kind]}/{total[kind]}  actionable {acted[kind]}/{total[kind]}")
-    everything = sum(total.values())
-    print(f"{'all':18} first {sum(first.values())}/{everything}  first three {sum(three.values())}/{everything}  actionable {sum(acted.values())}/{everything}; wrongly accused: {wrong}")
-    assert False
+                print("missed", kind, seed, [(each.title, each.score, each.reasons[0]) for each in result.suspects[:3]])
+    return score
+
+
+async def test_guilty_commit_is_first_among_innocent_ones(new_incident):
+    score = await measured(new_incident, range(8), decoy=False)
+    score.show("innocent commits around")
+    # 120 of 120 on 24 seeds when the floors were set; the floors leave room for a change of the generator, not of the ranking.
+    assert score.first.total() >= 0.95 * score.total.total()
+    assert score.three.total() == score.total.total()
+    assert score.actionable.total() >= 0.45 * score.total.total()
+    assert score.wrong == []
+
+
+async def test_guilty_commit_is_first_beside_an_innocent_change_of_the_next_line(new_incident):
+    score = await measured(new_incident, range(20, 25), decoy=True)
+    score.show("with a decoy on the next line")
+    assert score.first.total() >= 0.8 * score.total.total()
+    assert score.three.total() >= 0.95 * score.total.total()
+    assert len(score.wrong) <= 0.04 * score.total.total()
+
+
+async def test_no_commit_is_accused_when_none_touched_what_fails(new_incident):
+    accused = []
+    for seed in range(12):
+        incident = new_incident(seed, quiet=True)
+        result, _ = await incident.scene.investigate()
+        print(seed, result.verdict.value, f"{result.confidence:.2f}", result.reason[:160])
+        if result.verdict is InvestigationVerdict.ACTIONABLE:
+            accused.append((seed, result.reason))
+        else:
+            assert result.question
+    assert accused == []

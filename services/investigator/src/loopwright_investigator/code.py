@@ -12,9 +12,37 @@ from collections.abc import Iterable, Sequence
 INDENTED = frozenset({"py", "pyi", "coffee", "nim", "yaml", "yml"})
 HASH_COMMENTS = frozenset({"py", "pyi", "rb", "sh", "bash", "pl", "r", "ex", "exs", "yaml", "yml", "toml", "tf", "nim", "coffee", "cr"})
 SLASH_COMMENTS = frozenset(
-    {"js", "jsx", "ts", "tsx", "mjs", "cjs", "go", "java", "kt", "kts", "scala", "c", "h", "cc", "cpp", "hpp", "cs", "rs", "swift", "php",
-     "dart", "groovy", "m", "mm", "vue", "svelte", "proto", "zig"}
-)  # fmt: skip
+    {
+        "js",
+        "jsx",
+        "ts",
+        "tsx",
+        "mjs",
+        "cjs",
+        "go",
+        "java",
+        "kt",
+        "kts",
+        "scala",
+        "c",
+        "h",
+        "cc",
+        "cpp",
+        "hpp",
+        "cs",
+        "rs",
+        "swift",
+        "php",
+        "dart",
+        "groovy",
+        "m",
+        "mm",
+        "vue",
+        "svelte",
+        "proto",
+        "zig",
+    }
+)
 SOURCE = HASH_COMMENTS | SLASH_COMMENTS | {"sql", "erl", "clj", "hs", "lua", "ml", "fs", "vb", "html", "erb", "jinja", "j2", "tmpl"}
 LINES_SCANNED_MAX = 400  # above a line for the function that holds it: longer functions are rare, and a scan must end
 
@@ -30,16 +58,36 @@ _DEFINITION = re.compile(
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{2,63}")
 _STRING = re.compile(r"'[^'\\\n]{0,200}'|\"[^\"\\\n]{0,200}\"")
 _NOT_NAMES = frozenset(
-    ["and", "any", "are", "args", "async", "await", "bool", "boolean", "break", "case", "catch", "char", "class", "const", "continue", "def", "default", "del", "delete", "dict", "does", "double", "elif", "else", "enum", "error", "except", "exception", "export", "extends", "false", "final", "finally", "float", "for", "from", "func", "function", "get", "global", "has", "have", "here", "http", "https", "if", "implements", "import", "in", "instanceof", "int", "integer", "interface", "internal", "into", "is", "its", "key", "lambda", "let", "list", "long", "match", "module", "new", "nil", "none", "nonlocal", "not", "null", "num", "object", "of", "on", "optional", "or", "package", "pass", "private", "protected", "public", "pub", "raise", "range", "ref", "return", "returns", "select", "self", "set", "static", "str", "string", "struct", "super", "switch", "that", "the", "then", "there", "this", "throw", "throws", "traceback", "true", "try", "type", "typeof", "undefined", "union", "use", "using", "value", "values", "var", "void", "when", "where", "which", "while", "will", "with", "without", "yield", "you", "your", "print", "len", "append", "format", "line", "file", "most", "recent", "call", "last", "expected", "got", "missing", "required", "positional", "argument", "arguments", "attribute", "attributes", "failed", "failure", "cannot", "could", "invalid", "property", "properties", "read", "reading", "reason", "status", "code", "message", "request", "response", "server", "internal"]
+    re.findall(
+        r"\w+",
+        """
+    and any are args async await bool boolean break case catch char class const continue def default del delete dict does double elif
+    else enum error except exception export extends false final finally float for from func function get global has have here http
+    https if implements import in instanceof int integer interface internal into is its key lambda let list long match module new nil
+    none nonlocal not null num object of on optional or package pass private protected public pub raise range ref return returns
+    select self set static str string struct super switch that the then there this throw throws traceback true try type typeof
+    undefined union use using value values var void when where which while will with without yield you your print len append format
+    line file most recent call last expected got missing required positional argument arguments attribute attributes failed failure
+    cannot could invalid property properties read reading reason status code message request response server internal
+        """,
+    )
 )
-_TESTS = re.compile(r"(^|/)(tests?|testing|spec|specs|__tests__|testdata|fixtures|e2e)/|(^|/)(test_[^/]+|conftest\.py|[^/]+_test\.\w+|[^/]+\.(test|spec)\.\w+|[^/]+Tests?\.\w+)$")  # noqa: E501
-_DOCS = re.compile(r"(^|/)(docs?|documentation|examples?)/|\.(md|rst|adoc|txt)$|(^|/)(LICENSE|CHANGELOG|README|AUTHORS|CODEOWNERS)[^/]*$", re.IGNORECASE)
-_AUTOMATION = re.compile(r"^(\.github|\.gitlab|\.circleci|\.ci)/|(^|/)(\.gitlab-ci\.yml|Jenkinsfile|\.pre-commit-config\.yaml|\.gitignore|\.editorconfig)$")
+_TESTS = re.compile(
+    r"(^|/)(tests?|testing|spec|specs|__tests__|testdata|fixtures|e2e)/|(^|/)(test_[^/]+|conftest\.py|[^/]+_test\.\w+|[^/]+\.(test|spec)\.\w+|[^/]+Tests?\.\w+)$"
+)
+_DOCS = re.compile(
+    r"(^|/)(docs?|documentation|examples?)/|\.(md|rst|adoc|txt)$|(^|/)(LICENSE|CHANGELOG|README|AUTHORS|CODEOWNERS)[^/]*$", re.IGNORECASE
+)
+_AUTOMATION = re.compile(
+    r"^(\.github|\.gitlab|\.circleci|\.ci)/|(^|/)(\.gitlab-ci\.yml|Jenkinsfile|\.pre-commit-config\.yaml|\.gitignore|\.editorconfig)$"
+)
 _DEPENDENCIES = re.compile(
     r"(^|/)(requirements[^/]*\.(txt|in|lock)|pyproject\.toml|setup\.(py|cfg)|poetry\.lock|uv\.lock|Pipfile(\.lock)?|package(-lock)?\.json|yarn\.lock"
     r"|pnpm-lock\.yaml|go\.(mod|sum)|Cargo\.(toml|lock)|Gemfile(\.lock)?|pom\.xml|build\.gradle(\.kts)?|composer\.(json|lock))$"
 )
-_MIGRATIONS = re.compile(r"(^|/)(migrations?|alembic/versions|db/migrate|migrate|flyway|liquibase|changelogs?)/[^/]+\.(py|sql|rb|js|ts|xml|yml|yaml|php|go)$")
+_MIGRATIONS = re.compile(
+    r"(^|/)(migrations?|alembic/versions|db/migrate|migrate|flyway|liquibase|changelogs?)/[^/]+\.(py|sql|rb|js|ts|xml|yml|yaml|php|go)$"
+)
 
 
 def extension(path: str) -> str:
@@ -149,12 +197,14 @@ def definition(text: str) -> str:
 
 
 def plain_function(name: str) -> str:
-    """A frame's function without its class, receiver, generics and compiler decoration; empty for ``<module>``, ``<anonymous>`` and such."""
+    """A frame's function without its class, receiver, generics and compiler decoration; empty for ``<module>`` and such."""
     bare = re.sub(r"<locals>\.|\{closure[^}]*\}|::h[0-9a-f]{16}$", "", name)
     bare = re.sub(r"\(.*\)$", "", re.sub(r"\(\*?(\w+)\)\.", r"\1.", bare)).rstrip(".:")
     bare = re.split(r"::|\.|#|->|/", bare)[-1].split("$")[0] if not bare.startswith("$") else bare
     bare = re.sub(r"\s*\[as [^\]]*\]$", "", bare).removeprefix("async ").removeprefix("new ").strip()
-    return bare if re.fullmatch(r"[A-Za-z_$][\w$!?]*", bare) and bare not in ("module", "anonymous", "eval", "lambda", "main_module") else ""
+    return (
+        bare if re.fullmatch(r"[A-Za-z_$][\w$!?]*", bare) and bare not in ("module", "anonymous", "eval", "lambda", "main_module") else ""
+    )
 
 
 def enclosing_function(lines: Sequence[str], number: int, path: str, name: str = "") -> tuple[int, int] | None:
@@ -242,7 +292,10 @@ def defined_names(texts: Iterable[str], path: str) -> set[str]:
     for text in texts:
         if name := definition(text):
             found.add(name)
-        match = re.match(r"^\s*(?:export\s+|public\s+|pub\s+|abstract\s+)*(?:class|interface|struct|enum|trait|type|object|module|record)\s+([A-Za-z_]\w+)", text)
+        match = re.match(
+            r"^\s*(?:export\s+|public\s+|pub\s+|abstract\s+)*(?:class|interface|struct|enum|trait|type|object|module|record)\s+([A-Za-z_]\w+)",
+            text,
+        )
         if match:
             found.add(match[1])
         match = re.match(r"^(?:export\s+)?(?:const\s+|let\s+|var\s+|final\s+|static\s+)*([A-Za-z_]\w{2,})\s*(?::[^=]+)?=(?!=)", text)

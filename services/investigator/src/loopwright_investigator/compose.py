@@ -92,10 +92,12 @@ def compose_hypotheses(found: Findings) -> tuple[Hypothesis, ...]:
         share = found.suspects.unexplained
         hypotheses.append(
             Hypothesis(
-                statement="Something outside the commits caused it: configuration, data, traffic, a dependency", kept=share >= 0.5,
-                reason=f"{share:.0%} of the weight is left for it", cites=cites(*found.suspects.cites, *found.onset.cites),
+                statement="Something outside the commits caused it: configuration, data, traffic, a dependency",
+                kept=share >= 0.5,
+                reason=f"{share:.0%} of the weight is left for it",
+                cites=cites(*found.suspects.cites, *found.onset.cites),
             )
-        )  # fmt: skip
+        )
     return tuple({each.statement: each for each in reversed(hypotheses)}.values())[::-1]
 
 

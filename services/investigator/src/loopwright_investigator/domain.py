@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -310,11 +310,6 @@ class Bundle(Contract):
     now: datetime
     repository: str = ""
     main: str = ""  # the default branch's commit at the time
-    settings: dict[str, Any] = Field(default_factory=dict)
+    unreadable: str = ""  # why the repository could not be read, when it could not
     investigation: dict[str, Any] = Field(default_factory=dict)
     transcript: tuple[dict[str, str], ...] = ()
-
-
-def first(items: Sequence[str]) -> str:
-    """The first item, or an empty text."""
-    return items[0] if items else ""

@@ -70,9 +70,11 @@ async def investigate(
     """The whole deterministic result. ``history`` is None where no repository is configured or it could not be read (``unreadable``)."""
     report = case.ready.report
     evidence.observe(
-        "configuration", "Where does the code of this report live? (configuration of the project)", _where_it_lives(place, history, unreadable),
+        "configuration",
+        "Where does the code of this report live? (configuration of the project)",
+        _where_it_lives(place, history, unreadable),
         data={"service": place.service, "repository": place.repository.name if place.repository else None, "path": place.path},
-    )  # fmt: skip
+    )
     onset = await find_onset(case, place, history, evidence)
     located, suspects, addressed = Located(), Suspects(), Addressed()
     reviewers: tuple[Reviewer, ...] = ()
@@ -89,7 +91,17 @@ async def investigate(
     metric, metric_cite = fix_metric(case, place, onset, evidence)
     judgement = await judge(case, place, located, onset, suspects, addressed, reach, history, evidence, unreadable)
     found = Findings(
-        case, place, located, onset, suspects, addressed, reach, judgement, priority, metric_cite, history.main if history is not None else ""
+        case,
+        place,
+        located,
+        onset,
+        suspects,
+        addressed,
+        reach,
+        judgement,
+        priority,
+        metric_cite,
+        history.main if history is not None else "",
     )
     return _result(identifier, found, evidence, metric, factors, reviewers, lines), found
 
@@ -135,11 +147,14 @@ async def _show_diff(suspects: Suspects, located: Located, history: History, evi
             shown.append(f"@@ -{hunk.old_start},{hunk.old_lines} +{hunk.new_start},{hunk.new_lines} @@ {line(hunk.heading, 80)}")
             shown += [{"added": "+", "deleted": "-", "context": " "}[text.kind] + text.text[:300] for text in hunk.lines]
     cut = len(shown) > DIFF_LINES_SHOWN_MAX
+    short_id = abbreviated(first.commit)
     evidence.observe(
-        "git.diff", f"What did {abbreviated(first.commit)} change there? (git show {abbreviated(first.commit)} -- {' '.join(each.path for each in chosen[:4])})",
-        "\n".join(shown[:DIFF_LINES_SHOWN_MAX]) + ("\n(cut)" if cut else "") or "nothing in text files", window=abbreviated(first.commit),
+        "git.diff",
+        f"What did {short_id} change there? (git show {short_id} -- {' '.join(each.path for each in chosen[:4])})",
+        "\n".join(shown[:DIFF_LINES_SHOWN_MAX]) + ("\n(cut)" if cut else "") or "nothing in text files",
+        window=abbreviated(first.commit),
         data={"commit": first.commit, "files": [each.path for each in chosen[:20]]},
-    )  # fmt: skip
+    )
 
 
 async def _suspect_lines(located: Located, history: History) -> tuple[SuspectLines, ...]:
@@ -158,25 +173,53 @@ async def _suspect_lines(located: Located, history: History) -> tuple[SuspectLin
 
 
 def _result(
-    identifier: str, found: Findings, evidence: Evidence, metric: MetricContract, factors: Sequence[PriorityFactor],
-    reviewers: tuple[Reviewer, ...], lines: tuple[SuspectLines, ...],
-) -> Investigation:  # fmt: skip
+    identifier: str,
+    found: Findings,
+    evidence: Evidence,
+    metric: MetricContract,
+    factors: Sequence[PriorityFactor],
+    reviewers: tuple[Reviewer, ...],
+    lines: tuple[SuspectLines, ...],
+) -> Investigation:
     claims, dropped = supported_claims(compose_claims(found), evidence.ids)
     hypotheses, _ = supported_hypotheses(compose_hypotheses(found), evidence.ids)
     case, judgement = found.case, found.judgement
     return Investigation(
-        id=identifier, project=case.ready.project, report_id=case.ready.report.id, attempt=case.ready.attempt,
-        title=compose_title(found), summary=compose_summary(found), evidence=evidence.observations, claims=claims, claims_dropped=dropped,
+        id=identifier,
+        project=case.ready.project,
+        report_id=case.ready.report.id,
+        attempt=case.ready.attempt,
+        title=compose_title(found),
+        summary=compose_summary(found),
+        evidence=evidence.observations,
+        claims=claims,
+        claims_dropped=dropped,
         hypotheses=hypotheses,
         suspects=tuple(
             SuspectCommit(
-                commit=each.commit, title=each.title, author=each.author, committed_at=each.committed_at, score=each.score,
-                reasons=tuple(short(reason) for reason in each.reasons[:20]), files=each.files, cites=each.cites,
+                commit=each.commit,
+                title=each.title,
+                author=each.author,
+                committed_at=each.committed_at,
+                score=each.score,
+                reasons=tuple(short(reason) for reason in each.reasons[:20]),
+                files=each.files,
+                cites=each.cites,
             )
             for each in found.suspects.candidates
         ),
-        suspect_lines=lines, reviewers=reviewers[:10], repository=found.place.repository.name if found.place.repository else "",
-        base_commit=found.main or None, priority=found.priority, priority_factors=tuple(factors),
-        verdict=InvestigationVerdict(judgement.verdict), reason=short(judgement.reason), confidence=max(0.0, min(1.0, round(judgement.confidence, 4))),
-        question=short(judgement.question), metric=metric, cost=Cost(), started_at=case.now, completed_at=case.now,
-    )  # fmt: skip
+        suspect_lines=lines,
+        reviewers=reviewers[:10],
+        repository=found.place.repository.name if found.place.repository else "",
+        base_commit=found.main or None,
+        priority=found.priority,
+        priority_factors=tuple(factors),
+        verdict=InvestigationVerdict(judgement.verdict),
+        reason=short(judgement.reason),
+        confidence=max(0.0, min(1.0, round(judgement.confidence, 4))),
+        question=short(judgement.question),
+        metric=metric,
+        cost=Cost(),
+        started_at=case.now,
+        completed_at=case.now,
+    )

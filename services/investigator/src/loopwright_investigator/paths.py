@@ -124,13 +124,13 @@ class FileIndex:
         return [FileMatch("/".join(parts), shared, len(wanted), how) for parts, shared in found]
 
     def by_module(self, module: str, service_path: str = "") -> list[FileMatch]:
-        """Files that a module name may mean: ``shop.cart.total``, ``com.acme.Cart$Line``, ``github.com/acme/shop/cart``, ``App\\Http\\Cart``."""
+        """Files that a module name may mean: ``shop.cart.total``, ``com.acme.Cart$Line``, ``github.com/acme/shop/cart``."""
         words = [word for word in re.split(r"[./\\:$#]+", module[:512]) if word]
         # The last words may be a class and a function inside the file; the file is then named by a word before them.
         for dropped in range(0, min(3, len(words))):
             wanted = tuple(words[: len(words) - dropped])
             for candidate in (wanted, (*wanted, "__init__"), (*wanted, "index"), (*wanted, "mod")):
-                stems = [parts for parts in self._by_stem.get(candidate[-1], [])]
+                stems = self._by_stem.get(candidate[-1], [])
                 found = self._longest(stems, candidate, stem=True)
                 needed = len(candidate) if len(candidate) <= 2 else 2
                 good = [(parts, shared) for parts, shared in found if shared >= needed]

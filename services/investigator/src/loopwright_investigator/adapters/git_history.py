@@ -30,9 +30,13 @@ DIFF_BYTES_MAX = 2 * 1024 * 1024
 NAMES_CHECKED_MAX = 40  # names that a commit defined and that a revert would take away
 _TREE = re.compile(r"^[0-9a-f]{40}(?:[0-9a-f]{24})?$")
 _IDENTITY = {
-    "GIT_AUTHOR_NAME": "loopwright", "GIT_AUTHOR_EMAIL": "loopwright@localhost", "GIT_AUTHOR_DATE": "2020-01-01T00:00:00+0000",
-    "GIT_COMMITTER_NAME": "loopwright", "GIT_COMMITTER_EMAIL": "loopwright@localhost", "GIT_COMMITTER_DATE": "2020-01-01T00:00:00+0000",
-}  # fmt: skip
+    "GIT_AUTHOR_NAME": "loopwright",
+    "GIT_AUTHOR_EMAIL": "loopwright@localhost",
+    "GIT_AUTHOR_DATE": "2020-01-01T00:00:00+0000",
+    "GIT_COMMITTER_NAME": "loopwright",
+    "GIT_COMMITTER_EMAIL": "loopwright@localhost",
+    "GIT_COMMITTER_DATE": "2020-01-01T00:00:00+0000",
+}
 
 log = structlog.get_logger()
 
@@ -159,9 +163,13 @@ class GitHistory:
         if not diffs:
             return RevertCheck(about.sha, onto, clean=True, empty=True, reason="main no longer has anything of it")
         return RevertCheck(
-            about.sha, onto, clean=True, files=tuple(each.path for each in diffs), changed_lines=sum(each.added + each.deleted for each in diffs),
+            about.sha,
+            onto,
+            clean=True,
+            files=tuple(each.path for each in diffs),
+            changed_lines=sum(each.added + each.deleted for each in diffs),
             dangling=await self._dangling(changed, diffs, reverted),
-        )  # fmt: skip
+        )
 
     async def _dangling(self, changed: Checkout, diffs: Sequence[FileDiff], reverted: str) -> tuple[tuple[str, str], ...]:
         """Names whose definition the revert takes away while other code still uses them: what was built on top."""
@@ -183,7 +191,9 @@ class GitHistory:
             words = set(names_in(hit.text))
             found += [(name, hit.path) for name in names if name in words]
         defined_elsewhere = {
-            name for name, path in found if any(name in defined_names([text], path) for text in await _lines(changed, path, reverted) if name in text)
+            name
+            for name, path in found
+            if any(name in defined_names([text], path) for text in await _lines(changed, path, reverted) if name in text)
         }
         return tuple(dict.fromkeys(pair for pair in found if pair[0] not in defined_elsewhere))[:20]
 
@@ -271,6 +281,6 @@ class MirroredRepositories:
             raise Permanent(f"the repository {repository.name} cannot be read: {error}") from error
         except NotFound as error:
             raise Permanent(
-                f"the repository {repository.name} has no branch {repository.default_branch}; set default_branch to the one that is deployed"
+                f"the repository {repository.name} has no branch {repository.default_branch}; set default_branch to the deployed one"
             ) from error
         return GitHistory(checkout, head)

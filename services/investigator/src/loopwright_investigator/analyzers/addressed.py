@@ -31,10 +31,13 @@ async def find_fix(
         return Addressed(reason="main has nothing that the failing release lacks" if failing else "the failing release is not known")
     later = list(await history.log(history.main, not_in=failing, limit=COMMITS_MAX))
     observed = evidence.observe(
-        "git.log", f"What does main have that the failing release lacks? (git log {abbreviated(failing)}..{abbreviated(history.main)})",
-        "\n".join(f"{abbreviated(each.sha)} {each.committed_at:%Y-%m-%d %H:%M}: {line(each.subject, 120)}" for each in later[:40]) or "nothing",
-        window=f"{abbreviated(failing)}..{abbreviated(history.main)}", data={"count": len(later)},
-    )  # fmt: skip
+        "git.log",
+        f"What does main have that the failing release lacks? (git log {abbreviated(failing)}..{abbreviated(history.main)})",
+        "\n".join(f"{abbreviated(each.sha)} {each.committed_at:%Y-%m-%d %H:%M}: {line(each.subject, 120)}" for each in later[:40])
+        or "nothing",
+        window=f"{abbreviated(failing)}..{abbreviated(history.main)}",
+        data={"count": len(later)},
+    )
     taken_back = _reverted(later, suspects)
     if taken_back is not None:
         by, what = taken_back
@@ -50,12 +53,15 @@ async def find_fix(
     message = f"{changed.subject}\n{changed.body}"
     speaks = bool(_FIX.search(message)) or report_id in message or bool(names & set(names_in(message)))
     observed_diff = evidence.observe(
-        "git.diff", f"How did main change the failing lines? (git show {abbreviated(changed.sha)} -- {raising.path})",
-        f"{abbreviated(changed.sha)} {line(changed.author_name, 60)}: {line(changed.subject)}", window=abbreviated(changed.sha),
+        "git.diff",
+        f"How did main change the failing lines? (git show {abbreviated(changed.sha)} -- {raising.path})",
+        f"{abbreviated(changed.sha)} {line(changed.author_name, 60)}: {line(changed.subject)}",
+        window=abbreviated(changed.sha),
         data={"commit": changed.sha, "path": raising.path},
-    )  # fmt: skip
+    )
     where = f"{raising.path}:{raising.line}"
-    reason = f"{abbreviated(changed.sha)} on main (“{line(changed.subject, 80)}”) changed {where} after the failing release; it is not deployed yet"
+    said = f"{abbreviated(changed.sha)} on main (“{line(changed.subject, 80)}”)"
+    reason = f"{said} changed {where} after the failing release; it is not deployed yet"
     return Addressed(changed.sha, "lines changed", 0.8 if speaks else 0.6, reason, cites(observed, observed_diff))
 
 
@@ -97,7 +103,11 @@ async def _changes_lines(later: Sequence[Commit], raising: Location, failing: st
     for diff in await history.diff(history.main, base=failing, paths=sorted(paths)):
         if diff.status == "deleted" and diff.path == raising.path:
             return touching[-1]
-        if any(text.kind == "deleted" and text.old_number is not None and start <= text.old_number <= end for hunk in diff.hunks for text in hunk.lines):
+        if any(
+            text.kind == "deleted" and text.old_number is not None and start <= text.old_number <= end
+            for hunk in diff.hunks
+            for text in hunk.lines
+        ):
             return None if _is_formatting(diff) else touching[-1]
     return None
 

@@ -53,14 +53,24 @@ def measure_reach(case: Case, place: Place, onset: Onset, evidence: Evidence) ->
     answer.append(f"trend: {trend} ({why})")
     answer.append("kinds: " + ", ".join(f"{count} {kind}" for kind, count in sorted(report.kinds.items())))
     observed = evidence.observe(
-        "rates", f"How many signals, people and requests? (rates.query report_id={report.id} service={place.service or '*'})", "\n".join(answer),
+        "rates",
+        f"How many signals, people and requests? (rates.query report_id={report.id} service={place.service or '*'})",
+        "\n".join(answer),
         window=f"{since:%Y-%m-%dT%H:%M:%SZ} to {case.now:%Y-%m-%dT%H:%M:%SZ}",
-        data={"signals": signals, "exposure": exposure, "unit": unit, "share": share, "people": report.people_count, "trend": trend,
-              "kinds": dict(report.kinds), "environments": list(environments)},
-    )  # fmt: skip
+        data={
+            "signals": signals,
+            "exposure": exposure,
+            "unit": unit,
+            "share": share,
+            "people": report.people_count,
+            "trend": trend,
+            "kinds": dict(report.kinds),
+            "environments": list(environments),
+        },
+    )
     return BlastRadius(
         report.signal_count, report.people_count, share, exposure, unit, environments, trend, (observed,) if observed else ()
-    )  # fmt: skip
+    )
 
 
 def _floor(moment: datetime) -> datetime:

@@ -37,7 +37,9 @@ class _Stack:
     commit: str
 
 
-async def locate(signals: Sequence[Signal], commits: dict[str, str], fallback: str, place: Place, history: History, evidence: Evidence) -> Located:
+async def locate(
+    signals: Sequence[Signal], commits: dict[str, str], fallback: str, place: Place, history: History, evidence: Evidence
+) -> Located:
     """The places in the code that the example signals point at, those closest to the failure first.
 
     ``commits`` maps a release to its commit; ``fallback`` is where signals of unknown releases are looked up. Frames are taken when any of
@@ -70,7 +72,10 @@ async def locate(signals: Sequence[Signal], commits: dict[str, str], fallback: s
             raising_found = raising_found or raising
             steps += frame.in_app
             locations.append(replace(found, weight=round(weight, 4), raising=raising))
-            shown.append(f"{found.path}:{found.line or '?'} in {found.function or '(top level)'} <- {line(frame.file or frame.module, 160)} ({found.how})")
+            shown.append(
+                f"{found.path}:{found.line or '?'} in {found.function or '(top level)'} <- "
+                f"{line(frame.file or frame.module, 160)} ({found.how})"
+            )
     locations = _merged(locations)
     frames_seen = sum(len(stack.frames) for stack in stacks)
     observed = ""
@@ -85,14 +90,22 @@ async def locate(signals: Sequence[Signal], commits: dict[str, str], fallback: s
     if not locations:
         words = await _by_words(signals, fallback, place, history, evidence)
         return Located(
-            words, tuple(dict.fromkeys(unmapped))[:20], frames_seen, minified, bool(stacks) and own_frames == 0,
+            words,
+            tuple(dict.fromkeys(unmapped))[:20],
+            frames_seen,
+            minified,
+            bool(stacks) and own_frames == 0,
             tuple(dict.fromkeys([name for name in (observed, *(cite for found in words for cite in found.cites)) if name])),
-        )  # fmt: skip
+        )
     cited = (observed,) if observed else ()
     return Located(
-        tuple(replace(location, cites=cited) for location in locations[:LOCATIONS_MAX]), tuple(dict.fromkeys(unmapped))[:20], frames_seen,
-        minified, False, cited,
-    )  # fmt: skip
+        tuple(replace(location, cites=cited) for location in locations[:LOCATIONS_MAX]),
+        tuple(dict.fromkeys(unmapped))[:20],
+        frames_seen,
+        minified,
+        False,
+        cited,
+    )
 
 
 def _stacks(signals: Sequence[Signal], commits: dict[str, str], fallback: str) -> list[_Stack]:
@@ -105,7 +118,8 @@ def _stacks(signals: Sequence[Signal], commits: dict[str, str], fallback: str) -
         counts[key] += 1
         kept.setdefault(key, signal)
     return [
-        _Stack(kept[key].frames, kept[key], count, commits.get(kept[key].release, fallback)) for key, count in counts.most_common(STACKS_MAX)
+        _Stack(kept[key].frames, kept[key], count, commits.get(kept[key].release, fallback))
+        for key, count in counts.most_common(STACKS_MAX)
     ]
 
 
@@ -156,13 +170,22 @@ async def _check(frame: StackFrame, match: FileMatch, commit: str, history: Hist
             how += ", the line is not" if wanted else ""
     elif must_agree or (wanted and match.shared < match.total) or (frame.line and number is None):
         return None
-    extent = enclosing_function(lines, number, match.path, frame.function) if number is not None else function_named(lines, name, match.path)
+    extent = (
+        enclosing_function(lines, number, match.path, frame.function) if number is not None else function_named(lines, name, match.path)
+    )
     start, end = extent if extent is not None else (None, None)
     exact = number if agreement != 1 or not wanted else None
     return agreement, Location(
-        match.path, exact, name or frame.function[:80], commit, 1.0, how,
-        text=lines[number - 1].strip()[:400] if number is not None and exact is not None else "", start=start, end=end,
-    )  # fmt: skip
+        match.path,
+        exact,
+        name or frame.function[:80],
+        commit,
+        1.0,
+        how,
+        text=lines[number - 1].strip()[:400] if number is not None and exact is not None else "",
+        start=start,
+        end=end,
+    )
 
 
 def _merged(locations: Sequence[Location]) -> list[Location]:
@@ -187,9 +210,12 @@ async def _by_words(signals: Sequence[Signal], commit: str, place: Place, histor
         code_hits = [hit for hit in hits if kind_of(hit[0]) == "code"]
         answer = "\n".join(f"{path}:{number or '?'} {text}".rstrip() for path, number, text in (code_hits or hits)[:HITS_MAX]) or "nowhere"
         observed = evidence.observe(
-            "git.grep", f"Where does {history.name} name {word!r} ({kind} in the signals)?", answer, window=abbreviated(commit),
+            "git.grep",
+            f"Where does {history.name} name {word!r} ({kind} in the signals)?",
+            answer,
+            window=abbreviated(commit),
             data={"word": word, "hits": len(hits)},
-        )  # fmt: skip
+        )
         if not 1 <= len(code_hits) <= HITS_MAX:
             continue
         for path, number, text in code_hits:
@@ -200,9 +226,18 @@ async def _by_words(signals: Sequence[Signal], commit: str, place: Place, histor
             if known is not None:
                 weight += known.weight
             found[(path, number)] = Location(
-                path, number, "", commit, round(min(weight, 0.6), 4), f"the signals name {word!r}", text=text.strip()[:400],
-                start=extent[0] if extent else None, end=extent[1] if extent else None, from_frame=False, cites=(observed,) if observed else (),
-            )  # fmt: skip
+                path,
+                number,
+                "",
+                commit,
+                round(min(weight, 0.6), 4),
+                f"the signals name {word!r}",
+                text=text.strip()[:400],
+                start=extent[0] if extent else None,
+                end=extent[1] if extent else None,
+                from_frame=False,
+                cites=(observed,) if observed else (),
+            )
     return tuple(sorted(found.values(), key=lambda location: -location.weight)[:LOCATIONS_MAX])
 
 
@@ -272,6 +307,10 @@ def _fixed_text(message: str) -> str:
 
 def _data(location: Location) -> dict[str, Any]:
     return {
-        "path": location.path, "line": location.line, "function": location.function, "weight": location.weight,
-        "raising": location.raising, "how": location.how,
-    }  # fmt: skip
+        "path": location.path,
+        "line": location.line,
+        "function": location.function,
+        "weight": location.weight,
+        "raising": location.raising,
+        "how": location.how,
+    }

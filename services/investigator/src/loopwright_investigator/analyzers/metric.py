@@ -45,20 +45,38 @@ def fix_metric(case: Case, place: Place, onset: Onset, evidence: Evidence) -> tu
         f"{line(place.service, 64) or 'its services'}{f' in {environment}' if environment else ''}"
     )
     # The service's other errors must not rise while this one falls; only a service that reports its use has that rate.
-    guardrails = (Guardrail(metric="service_errors_per_exposure", direction="decrease", worsening_max=0.2),) if unit in ("requests", "probes") else ()
+    guardrails = (
+        (Guardrail(metric="service_errors_per_exposure", direction="decrease", worsening_max=0.2),)
+        if unit in ("requests", "probes")
+        else ()
+    )
     contract = MetricContract(
-        query=query, service=place.service, environment=environment, exposure_unit=unit, direction="decrease",
-        minimum_effect=measurement.minimum_effect, guardrails=guardrails, baseline_start=start, baseline_end=end, baseline_count=count,
-        baseline_exposure=exposure, confidence=measurement.confidence, settle=measurement.settle, minimum_window=measurement.minimum_window,
+        query=query,
+        service=place.service,
+        environment=environment,
+        exposure_unit=unit,
+        direction="decrease",
+        minimum_effect=measurement.minimum_effect,
+        guardrails=guardrails,
+        baseline_start=start,
+        baseline_end=end,
+        baseline_count=count,
+        baseline_exposure=exposure,
+        confidence=measurement.confidence,
+        settle=measurement.settle,
+        minimum_window=measurement.minimum_window,
         maximum_wait=measurement.maximum_wait,
-    )  # fmt: skip
+    )
     answer = f"{plural(count, 'signal')} in {exposure:,.1f} {'hours' if unit == 'time' else unit}"
     if exposure > 0:
         answer += f": {count / exposure:.4g} per {'hour' if unit == 'time' else unit.removesuffix('s')}"
     if case.rates is None:
         answer += f"; the rates could not be asked ({case.rates_missing}), so the measurement takes its baseline anew"
     observed = evidence.observe(
-        "rates", f"What is the baseline of the metric? (rates.query: {query})", answer,
-        window=f"{start:%Y-%m-%dT%H:%M:%SZ} to {end:%Y-%m-%dT%H:%M:%SZ}", data={"count": count, "exposure": exposure, "unit": unit},
-    )  # fmt: skip
+        "rates",
+        f"What is the baseline of the metric? (rates.query: {query})",
+        answer,
+        window=f"{start:%Y-%m-%dT%H:%M:%SZ} to {end:%Y-%m-%dT%H:%M:%SZ}",
+        data={"count": count, "exposure": exposure, "unit": unit},
+    )
     return contract, observed

@@ -64,10 +64,18 @@ async def find_onset(case: Case, place: Place, history: History | None, evidence
         good, bad = facts[rise - 1], facts[rise]
         return _with_gone(
             Onset(
-                report.first_seen, bad, good, newest_seen, facts, "rose", None, cites=cited,
+                report.first_seen,
+                bad,
+                good,
+                newest_seen,
+                facts,
+                "rose",
+                None,
+                cites=cited,
                 reason=f"seen before {line(bad.name, 80)}, but clearly more often since",
-            ), hours,
-        )  # fmt: skip
+            ),
+            hours,
+        )
     if good is None:
         reason = f"{line(bad.name, 80)} is the first release that is known"
         return _with_gone(Onset(report.first_seen, bad, None, newest_seen, facts, "unclear", cites=cited, reason=reason), hours)
@@ -99,9 +107,7 @@ async def _releases(case: Case, place: Place, history: History | None) -> list[_
     for deploy in sorted({deploy.id: deploy for deploy in (in_environment or of_service)}.values(), key=lambda item: item.deployed_at):
         known = found.get(deploy.release)
         if known is None:
-            found[deploy.release] = _Release(
-                deploy.release, commit=deploy.commit or "", live_from=deploy.deployed_at, deploy_id=deploy.id
-            )
+            found[deploy.release] = _Release(deploy.release, commit=deploy.commit or "", live_from=deploy.deployed_at, deploy_id=deploy.id)
     if case.rates is not None:
         for minute in case.rates.exposure:
             if place.service and minute.service != place.service:
@@ -127,7 +133,7 @@ async def _releases(case: Case, place: Place, history: History | None) -> list[_
             release.resolved = await history.resolve(release.commit or release.name)
             if release.resolved is None and release.commit:
                 release.resolved = await history.resolve(release.name)
-    ordered = sorted(found.values(), key=lambda release: (release.begins or datetime.max.replace(tzinfo=case.now.tzinfo)))
+    ordered = sorted(found.values(), key=lambda release: release.begins or datetime.max.replace(tzinfo=case.now.tzinfo))
     return ordered[-RELEASES_MAX:]
 
 
@@ -139,9 +145,7 @@ def _facts(releases: Sequence[_Release], now: datetime, hours: bool) -> tuple[Re
         exposure = release.exposure
         if hours:
             exposure = max(0.0, (until - release.begins).total_seconds() / 3_600) if release.begins is not None else 0.0
-        facts.append(
-            ReleaseFacts(release.name, release.resolved, release.begins, later, release.signals, exposure, release.deploy_id)
-        )  # fmt: skip
+        facts.append(ReleaseFacts(release.name, release.resolved, release.begins, later, release.signals, exposure, release.deploy_id))
     return tuple(facts)
 
 
@@ -160,18 +164,26 @@ def _observe(case: Case, facts: Sequence[ReleaseFacts], hours: bool, evidence: E
     elif case.rates.truncated:
         answer += "\nThe rates are cut at the limit: exposures are lower bounds."
     observed = evidence.observe(
-        "deploys", f"Which releases were live, and how many signals did each have? (deploys; rates.query report_id={report.id})", answer,
+        "deploys",
+        f"Which releases were live, and how many signals did each have? (deploys; rates.query report_id={report.id})",
+        answer,
         window=window,
         data={
             "first_seen": report.first_seen.isoformat(),
             "last_seen": report.last_seen.isoformat(),
             "releases": [
-                {"release": line(each.name, 120), "commit": each.commit, "live_from": _when(each.live_from), "signals": each.signals,
-                 "exposure": round(each.exposure, 3), "unit": "hours" if hours else "requests"}
+                {
+                    "release": line(each.name, 120),
+                    "commit": each.commit,
+                    "live_from": _when(each.live_from),
+                    "signals": each.signals,
+                    "exposure": round(each.exposure, 3),
+                    "unit": "hours" if hours else "requests",
+                }
                 for each in facts
             ],
         },
-    )  # fmt: skip
+    )
     return (observed,) if observed else ()
 
 
@@ -207,9 +219,18 @@ def _with_gone(onset: Onset, hours: bool) -> Onset:
     if not later or quiet <= 0 or chance > GONE:
         return onset
     return Onset(
-        onset.first_seen, onset.bad, onset.good, onset.newest_seen, onset.releases, onset.tie, onset.chance, later[0], chance,
-        onset.reason, onset.cites,
-    )  # fmt: skip
+        onset.first_seen,
+        onset.bad,
+        onset.good,
+        onset.newest_seen,
+        onset.releases,
+        onset.tie,
+        onset.chance,
+        later[0],
+        chance,
+        onset.reason,
+        onset.cites,
+    )
 
 
 def _when(moment: datetime | None) -> str:

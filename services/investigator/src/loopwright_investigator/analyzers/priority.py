@@ -35,7 +35,11 @@ def rank(case: Case, reach: BlastRadius) -> tuple[str, tuple[PriorityFactor, ...
         add("share", f"{reach.share:.2%} of {reach.exposure_unit}", points)
     else:
         add("share", "not known", 8.0)  # neither nothing nor a tenth: the middle of the scale's lower half
-    add("people", plural(reach.people, "person").replace("persons", "people"), next((points for least, points in PEOPLE if reach.people >= least), 0.0))
+    add(
+        "people",
+        plural(reach.people, "person").replace("persons", "people"),
+        next((points for least, points in PEOPLE if reach.people >= least), 0.0),
+    )
     worst = max((signal.severity for signal in case.signals), key=lambda severity: SEVERITIES[severity], default=Severity.ERROR)
     add("severity", worst.value, SEVERITIES[worst])
     kinds = sorted(kind for kind, count in report.kinds.items() if count and kind != "measurement")

@@ -41,10 +41,15 @@ async def find_reviewers(located: Located, suspects: Suspects, history: History,
         reasons.setdefault(first.author, []).append(f"wrote the suspect {abbreviated(first.commit)}; somebody else should review it too")
     names = [name for name in reasons if name and not any(sign in name.lower() for sign in _BOTS)]
     observed = evidence.observe(
-        "reviewers", f"Who knows {', '.join(paths[:3])}? (CODEOWNERS; git blame; git log -{LOG_MAX})",
-        "\n".join(f"{name}: {'; '.join(reasons[name])}" for name in names[:REVIEWERS_MAX]) or "nobody is named", data={"paths": paths},
-    )  # fmt: skip
-    return tuple(Reviewer(name=name, reason=f"{'; '.join(dict.fromkeys(reasons[name]))} [{first_id(cites(observed))}]") for name in names[:REVIEWERS_MAX])
+        "reviewers",
+        f"Who knows {', '.join(paths[:3])}? (CODEOWNERS; git blame; git log -{LOG_MAX})",
+        "\n".join(f"{name}: {'; '.join(reasons[name])}" for name in names[:REVIEWERS_MAX]) or "nobody is named",
+        data={"paths": paths},
+    )
+    return tuple(
+        Reviewer(name=name, reason=f"{'; '.join(dict.fromkeys(reasons[name]))} [{first_id(cites(observed))}]")
+        for name in names[:REVIEWERS_MAX]
+    )
 
 
 def first_id(ids: tuple[str, ...]) -> str:

@@ -112,7 +112,7 @@ async def find_suspects(case: Case, place: Place, located: Located, onset: Onset
         "\n".join(_listed(each) for each in commits[:60]) or "none",
         window=window,
         data={"count": len(commits), "cut": truncated, "good": good, "bad": anchor},
-    )  # fmt: skip
+    )
     person = await _named_by_people(case, history)
     for sha in person:
         if sha not in scored and (commit := await history.commit(sha)) is not None:
@@ -172,7 +172,7 @@ async def _blame(located: Located, scored: dict[str, _Scored], history: History,
                     window=abbreviated(location.commit),
                     data={"path": location.path, "line": location.line, "commit": blamed.commit},
                 )
-            )  # fmt: skip
+            )
         if blamed.commit not in scored:
             if not location.raising:
                 continue
@@ -381,7 +381,10 @@ async def _judge_words(
             each.place = own
             each.tier = each.tier if each.tier in ("line", "near", "function") else "names"
         each.factor *= 1.0 + (WORDS_MOST - 1.0) * total / 1.5
-        each.reasons.insert(1 if each.tier not in ("none", "names") else 0, f"changes lines with {', '.join(name for _, name in told[:3])}, which the error names")
+        each.reasons.insert(
+            1 if each.tier not in ("none", "names") else 0,
+            f"changes lines with {', '.join(name for _, name in told[:3])}, which the error names",
+        )
         if import_error and any(kind_of(path) == "dependencies" for path in each.paths):
             each.factor *= 3.0
             each.reasons.append("changes dependencies, and the error is about something that is not there")
@@ -464,5 +467,5 @@ def _ranked(
         (f"{abbreviated(each.commit.sha)} {line(each.commit.subject, 120)}", each.discarded, base)
         for each in ordered
         if each.discarded and each.commit.sha not in kept and (each.blamed or each.tier in ("line", "near", "function", "file"))
-    )[:10]  # fmt: skip
+    )[:10]
     return Suspects(candidates, len(scored), known, window, truncated, round(none / total, 4), discarded, base)

@@ -32,6 +32,7 @@ from loopwright_investigator.ports import History
 ENOUGH = 0.5
 ENOUGH_WITHOUT_WINDOW = 0.6
 MARGIN = 2.0
+FAR_ENOUGH = 0.75  # for a commit that only changed the same file
 CLOSE_TIERS = frozenset({"line", "near", "function", "names"})
 # Larger reverts are rewrites: nobody can review in minutes what else they take away.
 FILES_MAX = 30
@@ -40,9 +41,17 @@ ADDRESSED_LEAST = 0.6
 
 
 async def judge(
-    case: Case, place: Place, located: Located, onset: Onset, suspects: Suspects, addressed: Addressed, reach: BlastRadius,
-    history: History | None, evidence: Evidence, unreadable: str = "",
-) -> Judgement:  # fmt: skip
+    case: Case,
+    place: Place,
+    located: Located,
+    onset: Onset,
+    suspects: Suspects,
+    addressed: Addressed,
+    reach: BlastRadius,
+    history: History | None,
+    evidence: Evidence,
+    unreadable: str = "",
+) -> Judgement:
     """The verdict with its reason, confidence, and the one question where input is needed."""
     base = cites(*onset.cites, *reach.cites)
     if onset.gone_since is not None and onset.gone_chance is not None:
@@ -56,25 +65,35 @@ async def judge(
     if unreadable:
         return _ask(
             f"the repository {place.repository.name if place.repository else ''} cannot be read: {line(unreadable, 300)}",
-            f"How can the repository {place.repository.name if place.repository else ''} be read? {line(unreadable, 300)}", 0.9, base,
-        )  # fmt: skip
+            f"How can the repository {place.repository.name if place.repository else ''} be read? {line(unreadable, 300)}",
+            0.9,
+            base,
+        )
     if history is None or place.repository is None:
         service = place.service or "the service that sent these signals"
         return _ask(
             f"no repository is configured for {service}",
-            f"Which repository holds the code of {service}? Declare it with loopwright apply.", 0.95, base,
-        )  # fmt: skip
+            f"Which repository holds the code of {service}? Declare it with loopwright apply.",
+            0.95,
+            base,
+        )
     if addressed.by and addressed.strength >= ADDRESSED_LEAST:
         return Judgement("already_addressed", addressed.reason, addressed.strength, cites=cites(*addressed.cites, *base))
     if not located.locations and not (suspects.first and suspects.first.named_by_person):
         return _no_place(place, located, history, base)
     if onset.bad is None or onset.bad.commit is None:
-        said = f"the release {line(onset.bad.name, 80)} names no commit of {history.name}" if onset.bad else "no signal and no deploy names a release"
+        said = (
+            f"the release {line(onset.bad.name, 80)} names no commit of {history.name}"
+            if onset.bad
+            else "no signal and no deploy names a release"
+        )
         if not (suspects.first and suspects.first.named_by_person):
             return _ask(
-                said, f"Which commit of {history.name} was running? Send the release with the signals, or its commit with the deploy.", 0.8,
+                said,
+                f"Which commit of {history.name} was running? Send the release with the signals, or its commit with the deploy.",
+                0.8,
                 cites(*located.cites, *base),
-            )  # fmt: skip
+            )
     return await _about_suspect(case, located, onset, suspects, history, evidence, base)
 
 
@@ -95,24 +114,31 @@ def _no_place(place: Place, located: Located, history: History, base: tuple[str,
     if located.minified:
         return _ask(
             "the stack frames are of built files without a source map",
-            f"Where are the source maps of this build? Without them no frame leads to a file of {history.name}.", 0.85, cited,
-        )  # fmt: skip
+            f"Where are the source maps of this build? Without them no frame leads to a file of {history.name}.",
+            0.85,
+            cited,
+        )
     if located.frames_seen and located.third_party_only:
         return _ask(
             "no stack frame is of the product's own code",
-            f"Which part of {history.name} uses the library that fails here? All frames are of installed packages.", 0.8, cited,
-        )  # fmt: skip
+            f"Which part of {history.name} uses the library that fails here? All frames are of installed packages.",
+            0.8,
+            cited,
+        )
     if located.frames_seen:
         example = located.unmapped[0] if located.unmapped else "the frames' paths"
         return _ask(
             f"no stack frame maps to a file of {history.name}",
-            f"Is this code in {history.name}, and under which folder is it deployed? Set deployed_path of {place.service or 'the service'}: {example}",
-            0.85, cited,
-        )  # fmt: skip
+            f"Is this code in {history.name}, and under which folder is it deployed (deployed_path of the service)? {example}",
+            0.85,
+            cited,
+        )
     return _ask(
         f"no signal has a stack frame, and nothing they name is found in {history.name}",
-        "Which page, route or function shows the problem?", 0.85, cited,
-    )  # fmt: skip
+        "Which page, route or function shows the problem?",
+        0.85,
+        cited,
+    )
 
 
 async def _about_suspect(
@@ -128,15 +154,16 @@ async def _about_suspect(
         return _ask(f"none of {plural(suspects.considered, 'commit')} stands out", f"Which change do you suspect? {where}", 0.6, cited)
     second = suspects.candidates[1] if len(suspects.candidates) > 1 else None
     enough = ENOUGH if suspects.window_known else ENOUGH_WITHOUT_WINDOW
+    if first.discarded_by_window(suspects) and not first.named_by_person:
+        reason = f"the likeliest commit, {_said(first)}, was live before the problem began"
+        return _ask(reason, f"What changed for {_short_where(located)} when it began, if not {_named(first)}?", 1.0 - first.score, cited)
     # Two strong candidates share the whole between them: that is a tie, and a person who knows both changes decides it at a glance.
-    if second is not None and first.score < MARGIN * second.score and first.score + second.score >= enough:
+    tied = second is not None and not second.discarded_by_window(suspects) and first.score < MARGIN * second.score
+    if second is not None and tied and first.score + second.score >= enough:
         reason = f"two commits fit about equally: {_said(first)} and {_said(second)}"
         return _ask(reason, f"Is it {_named(first)} or {_named(second)}? {where}", 1.0 - first.score, cited)
-    if first.score < enough or (first.tier not in CLOSE_TIERS and not first.named_by_person and first.score < 0.75):
-        if first.discarded_by_window(suspects):
-            reason = f"the likeliest commit, {_said(first)}, was live before the problem began"
-        else:
-            reason = f"no commit stands out: the first, {_said(first)}, {first.reasons[0] if first.reasons else 'is only the newest'}"
+    if first.score < enough or (first.tier not in CLOSE_TIERS and not first.named_by_person and first.score < FAR_ENOUGH):
+        reason = f"no commit stands out: the first, {_said(first)}, {first.reasons[0] if first.reasons else 'is only the newest'}"
         return _ask(reason, f"What changed for {_short_where(located)} when it began, if not {_named(first)}?", 1.0 - first.score, cited)
     return await _can_be_reverted(case, first, suspects, history, evidence, cited)
 
@@ -146,17 +173,29 @@ async def _can_be_reverted(
 ) -> Judgement:
     check = await history.revert(first.commit, history.main)
     observed = evidence.observe(
-        "git.revert", f"Can {abbreviated(first.commit)} be taken back on main? (git revert {abbreviated(first.commit)} on {abbreviated(history.main)})",
-        _revert_said(check), window=abbreviated(history.main),
-        data={"commit": first.commit, "clean": check.clean, "conflicts": list(check.conflicts[:20]), "files": list(check.files[:50]),
-              "changed_lines": check.changed_lines, "dangling": [list(pair) for pair in check.dangling[:20]]},
-    )  # fmt: skip
+        "git.revert",
+        f"Can {abbreviated(first.commit)} be taken back on main? (git revert {abbreviated(first.commit)} on {abbreviated(history.main)})",
+        _revert_said(check),
+        window=abbreviated(history.main),
+        data={
+            "commit": first.commit,
+            "clean": check.clean,
+            "conflicts": list(check.conflicts[:20]),
+            "files": list(check.files[:50]),
+            "changed_lines": check.changed_lines,
+            "dangling": [list(pair) for pair in check.dangling[:20]],
+        },
+    )
     cited = cites(observed, *cited)
     obstacle = _obstacle(case, first, check)
     reasons = "; ".join(first.reasons[:3])
     if check.clean and check.empty:
         return Judgement(
-            "already_addressed", f"main has nothing of {_said(first)} any more; it is not deployed yet", 0.85 * first.score, revert=check, cites=cited
+            "already_addressed",
+            f"main has nothing of {_said(first)} any more; it is not deployed yet",
+            0.85 * first.score,
+            revert=check,
+            cites=cited,
         )
     if obstacle:
         why, question = obstacle
@@ -181,7 +220,10 @@ def _obstacle(case: Case, first: Candidate, check: RevertCheck) -> tuple[str, st
     short = abbreviated(first.commit)
     if not check.clean:
         at = f" in {', '.join(check.conflicts[:3])}" if check.conflicts else ""
-        return f"git cannot take it back on main: {check.reason}{at}", f"What should replace the change of {short}{at}, now that later code builds on it?"
+        return (
+            f"git cannot take it back on main: {check.reason}{at}",
+            f"What should replace the change of {short}{at}, now that later code builds on it?",
+        )
     if check.dangling:
         name, path = check.dangling[0]
         return f"later code was built on it: {name} is used in {path}", f"What should {path} use instead of {name} from {short}?"
@@ -194,7 +236,10 @@ def _obstacle(case: Case, first: Candidate, check: RevertCheck) -> tuple[str, st
         return f"it touches the protected path {protected}", f"Who may change {protected}? It is protected, and {short} touches it."
     if len(check.files) > FILES_MAX or check.changed_lines > LINES_MAX:
         size = f"{plural(len(check.files), 'file')} and {plural(check.changed_lines, 'line')}"
-        return f"taking it back changes {size}, too much for one safe change", f"Which part of {short} should be taken back? The whole is {size}."
+        return (
+            f"taking it back changes {size}, too much for one safe change",
+            f"Which part of {short} should be taken back? The whole is {size}.",
+        )
     return None
 
 
