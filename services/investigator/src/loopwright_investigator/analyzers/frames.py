@@ -25,6 +25,7 @@ NOT_IN_APP = 0.3
 FROM_WORDS = 0.35  # what words name is a hint; a frame is a fact
 _PATH = re.compile(r"(?<![\w/.])(?:[\w.@-]+/)*[\w.@-]+\.[A-Za-z]{1,5}(?::\d+)?\b")
 _ROUTE = re.compile(r"(?<![\w/:])/(?:[\w{}<>:$*.~-]+/?){1,8}")
+_URL = re.compile(r"\bhttps?://[^/\s'\"<>]+(/[^\s?#'\"<>]*)")
 _QUOTED = re.compile(r"[`'\"]([A-Za-z_][\w.]{2,80})[`'\"]")
 _CODE_WORD = re.compile(r"\b(?:[a-z]+(?:_[a-z0-9]+)+|[a-z]+[A-Z]\w+|[A-Z][a-z0-9]+[A-Z]\w+|[A-Z][A-Z0-9]+(?:_[A-Z0-9]+)+|\w+(?:\.\w+)+)\b")
 
@@ -284,7 +285,7 @@ def _words(signals: Sequence[Signal]) -> list[tuple[str, str]]:
         if transaction and "/" not in transaction and "." in transaction and " " not in transaction:
             ranked[(1, "module", transaction)] += 1
         urls = [signal.request.url.split("?", 1)[0].split("://", 1)[-1].partition("/")[2]] if signal.request is not None else []
-        routes = _ROUTE.findall(f"{transaction}\n{prose}") + [f"/{url}" for url in urls if url]
+        routes = [*_URL.findall(prose), *(f"/{url}" for url in urls if url), *_ROUTE.findall(f"{transaction}\n{_URL.sub(' ', prose)}")]
         for route in routes:
             ranked[(2, "route", route.rstrip("/.,"))] += 1
         if signal.kind.value == "log" and (message := _fixed_text(signal.title)):

@@ -83,6 +83,7 @@ class _Scored:
     blamed: list[Location] = field(default_factory=list)
     formatted: frozenset[str] = frozenset()  # files in which nothing but the formatting changed
     discarded: str = ""
+    touches: bool = False  # a located file, whatever it did there
     person: bool = False
 
     @property
@@ -227,7 +228,7 @@ def _judge_kinds(scored: Mapping[str, _Scored], place: Place, aliases: Mapping[s
                 taken_back[target] = each.commit.sha
     for each in scored.values():
         kinds = {kind_of(path) for path in each.paths}
-        touched = any(path in aliases for path in each.paths)
+        touched = each.touches = any(path in aliases for path in each.paths)
         code = [diff for diff in each.diffs if kind_of(diff.path) not in ("test", "docs", "automation")]
         if each.commit.is_merge and not each.blamed:
             _lower(each, MERGE, "a merge: its commits are listed by themselves")
@@ -466,6 +467,6 @@ def _ranked(
     discarded = tuple(
         (f"{abbreviated(each.commit.sha)} {line(each.commit.subject, 120)}", each.discarded, base)
         for each in ordered
-        if each.discarded and each.commit.sha not in kept and (each.blamed or each.tier in ("line", "near", "function", "file"))
+        if each.discarded and each.commit.sha not in kept and (each.blamed or each.touches)
     )[:10]
     return Suspects(candidates, len(scored), known, window, truncated, round(none / total, 4), discarded, base)
