@@ -20,7 +20,7 @@ from loopwright_common.contracts.queries import ExposureMinute, RatesAnswer, Rat
 from loopwright_common.contracts.reports import MinuteCount
 from loopwright_common.contracts.signals import Deploy, SignalKind
 from loopwright_common.contracts.subjects import CHANGES_MERGED, DEPLOYS, MEASUREMENTS_COMPLETED, MEASUREMENTS_STARTED, RATES_QUERY, SIGNALS
-from loopwright_common.errors import Unavailable
+from loopwright_common.errors import Permanent, Unavailable
 from loopwright_common.identifiers import derived_id
 from loopwright_common.testing.clock import FakeClock
 from loopwright_common.testing.memory_bus import MemoryBus
@@ -80,13 +80,14 @@ class Gateway:
         self.clock = clock
         self.releases: list[tuple[datetime, str, float]] = []  # from when, release, share of requests that fail
         self.until: datetime | None = None  # traffic ends
-        self.asked = 0
+        self.refuses: Exception | None = None
 
     def serve(self, release: str, failing: float) -> None:
         self.releases.append((self.clock.now(), release, failing))
 
     async def answer(self, query: RatesQuery) -> RatesAnswer:
-        self.asked += 1
+        if self.refuses is not None:
+            raise self.refuses
         signals, exposure = [], []
         minute = query.start
         while minute < min(query.end, self.clock.now()):
@@ -421,6 +422,33 @@ async def test_a_forge_that_is_away_delays_but_loses_nothing(world):
     await world.restart()
     await world.wait(minutes=10)
     assert len(world.started) == 1
+
+
+async def test_a_gateway_that_is_away_for_long_delays_the_verdict_only(world):
+    world.gateway.serve("v1", 0.05)
+    await world.wait(minutes=60)
+    fixed = world.repository.commit("fix")
+    await world.merge(fixed)
+    world.gateway.serve("v2", 0.0)
+    await world.deploy("v2", fixed)
+    world.gateway.refuses = Unavailable("starting")
+    await world.wait(hours=3)
+    assert world.completed == []
+    world.gateway.refuses = None
+    await world.wait(minutes=10)
+    assert [measurement.verdict for measurement in world.completed] == [Verdict.HELD]
+    assert await world.bus.dead_letters() == []
+
+
+async def test_counts_that_cannot_be_had_end_it_inconclusive(world):
+    fixed = world.repository.commit("fix")
+    await world.merge(fixed)
+    await world.deploy("v2", fixed)
+    world.gateway.refuses = Permanent("there is no report r1")
+    await world.wait(hours=2)
+    (measurement,) = world.completed
+    assert measurement.verdict is Verdict.INCONCLUSIVE
+    assert "there is no report r1" in measurement.reason
 
 
 async def test_windows_of_seconds_give_a_verdict_within_two_minutes(world):

@@ -20,6 +20,7 @@ from loopwright_measure.windows import Deployed, Sides
 NOTES_MAX = 10
 RELEASES_MAX = 50  # as many as a RateWindow names
 DEPLOYS_REMEMBERED_MAX = 200  # per project: a deploy may be heard before the merge it contains
+CLOCK_SKEW = timedelta(minutes=5)  # a deploy tells its own time, the forge that of the merge
 LOOK_LEAST = timedelta(seconds=1)
 LOOK_MOST = timedelta(hours=1)  # a look costs one question to the gateway
 _SEVERITY = {
@@ -104,6 +105,8 @@ def concerns(pending: Pending, deploy: Deploy, config: ProjectConfig | None) -> 
     """Whether this deploy could be of the changed code: the service that is waited for, or one of the repository's, in the environment."""
     if deploy.project != pending.project or (pending.metric.environment and deploy.environment != pending.metric.environment):
         return False
+    if deploy.deployed_at < pending.merged_at - CLOCK_SKEW:
+        return False  # what was live before the merge cannot contain it
     if pending.deploy is not None:
         return (deploy.service, deploy.environment) == (pending.deploy.service, pending.deploy.environment)
     if pending.service:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import structlog
-from loopwright_common.bus import Bus, Outgoing, Received, Timer
+from loopwright_common.bus import Bus, Conflict, Outgoing, Received, Timer
 from loopwright_common.clock import Clock
 from loopwright_common.contracts.changes import ChangeMerged
 from loopwright_common.contracts.configuration import ProjectConfig
 from loopwright_common.contracts.measurements import Measurement, Verdict
 from loopwright_common.contracts.signals import Deploy
 from loopwright_common.contracts.subjects import MEASUREMENTS_COMPLETED, MEASUREMENTS_STARTED, SIGNALS
-from loopwright_common.errors import Retryable
+from loopwright_common.errors import Permanent, Retryable
 from loopwright_common.identifiers import derived_id
 from loopwright_common.projects import Projects
 
@@ -27,6 +27,7 @@ SERVICE = "measure"
 LOOK = "look"  # the purpose of our timers
 # A deploy may be told before its commit has reached the forge; after so many tries (with growing delays, minutes) it is noted and left.
 UNKNOWN_ATTEMPTS_MAX = 6
+ASK_AGAIN = timedelta(seconds=5)  # a restarted gateway is back within seconds; one question each five costs nothing
 DONE_KEPT = timedelta(days=30)  # longer than any message that could begin it anew is redelivered
 
 log = structlog.get_logger()
@@ -94,7 +95,21 @@ class Measuring:
         elif pending.phase == "waiting":
             await self._conclude(kept, domain.no_deploy(pending, now))
         else:
+            await self._look_or_wait(kept)
+
+    async def _look_or_wait(self, kept: Kept) -> None:
+        """Looks; while nobody answers it waits by timer, since a message that is only retried is given up in the end."""
+        try:
             await self._look(kept)
+        except Conflict:
+            raise
+        except Retryable as error:
+            at = self._clock.now() + max(error.after or ASK_AGAIN, ASK_AGAIN)
+            log.warning("measurement_cannot_look", change_id=kept.pending.change_id, error=str(error), next_look_at=str(at))
+            await self._schedule(kept.pending, at)
+        except Permanent as error:
+            reason = f"The counts could not be had: {error}"
+            await self._conclude(kept, domain.unmeasured(kept.pending, reason, self._clock.now()))
 
     async def _consider(self, kept: Kept, deploy: Deploy, *, last_try: bool) -> Kept:
         pending = kept.pending
@@ -186,9 +201,10 @@ class Measuring:
         stand_in = domain.without_metric(merged)
         await self._say(domain.unmeasured(stand_in, domain.NO_METRIC, merged.merged_at), stand_in)
 
-    async def _schedule(self, pending: Pending) -> None:
+    async def _schedule(self, pending: Pending, at: datetime | None = None) -> None:
+        due_at = at or pending.next_look_at
         await self._bus.schedule(
-            Timer(service=SERVICE, purpose=LOOK, key=pending.change_id, due_at=pending.next_look_at, data={"project": pending.project})
+            Timer(service=SERVICE, purpose=LOOK, key=pending.change_id, due_at=due_at, data={"project": pending.project})
         )
 
     def _config(self, project: str) -> ProjectConfig | None:
