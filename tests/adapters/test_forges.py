@@ -459,6 +459,28 @@ async def test_only_smart_http_is_served(server, name, clone, path):
     assert status in (b"404", b"422")
 
 
+async def test_clients_that_go_away_in_mid_request_leave_no_process_and_no_slot_behind(server, name, clone, forge):
+    for service in ("git-receive-pack", "git-upload-pack") * 10:
+        head = (
+            f"POST /git/{name}.git/{service} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {MERGE}\r\n"
+            f"Content-Type: application/x-{service}-request\r\nContent-Length: 1000\r\n\r\n0032want "
+        )
+        with socket.create_connection(("127.0.0.1", server.port), timeout=10) as wire:
+            wire.sendall(head.encode())
+            await asyncio.sleep(0.05)
+    clone.git("fetch", "-q", "origin")
+    for _ in range(100):
+        if not (left := _children(server.process.pid)):
+            break
+        await asyncio.sleep(0.1)
+    assert left == []
+
+
+def _children(pid: int) -> list[str]:
+    said = subprocess.run(["ps", "-o", "args=", "--ppid", str(pid)], capture_output=True, text=True).stdout
+    return [line for line in said.splitlines() if "git" in line]
+
+
 async def test_names_of_people_cannot_smuggle_headers(server, name, clone, forge):
     pull, _ = await propose(forge, name, clone)
     for bad in ({"name": "A\nauthor Eve <e@x>", "email": "a@b.c"}, {"name": "A", "email": "a@b> Eve <e@x"}, {"name": "", "email": "a@b.c"}):

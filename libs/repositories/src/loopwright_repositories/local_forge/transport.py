@@ -27,6 +27,7 @@ from loopwright_repositories.local_forge.settings import Access, ForgeSettings
 
 HEADER_BYTES_MAX = 16 * 1024
 CHUNK_BYTES = 64 * 1024
+PUSH_SLACK_BYTES = 256 * 1024  # the ref updates before the pack: git itself refuses the pack, and can say why in its own protocol
 FETCH_REQUEST_BYTES_MAX = 16 * 1024 * 1024  # wants and haves: 50 bytes for each of some 300,000 commits
 # info/refs and the two services; dumb HTTP (objects/...) is not offered, since it would go past the push rules' view of refs.
 _SERVICES = {"info/refs": "GET", "git-upload-pack": "POST", "git-receive-pack": "POST"}
@@ -58,7 +59,10 @@ class GitTransport:
             raise Problem(415, f"{what} takes application/x-{service}-request")
         record = await self.repositories.known(name)
         environment = self._environment(request, name, what, access, str(record["default_branch"]))
-        limit = self.settings.push_bytes_max if pushes else FETCH_REQUEST_BYTES_MAX
+        limit = self.settings.push_bytes_max + PUSH_SLACK_BYTES if pushes else FETCH_REQUEST_BYTES_MAX
+        length = request.headers.get("content-length", "0")
+        if not length.isdigit() or int(length) > limit:
+            raise Problem(413, f"the request is {length[:20]} bytes; the limit is {limit}; for pushes see LOOPWRIGHT_FORGE_PUSH_BYTES_MAX")
         try:
             async with asyncio.timeout(30):
                 await self._slots.acquire()
@@ -78,6 +82,9 @@ class GitTransport:
 
         try:
             status, headers = await run.start(request)
+        except ClientDisconnect as error:
+            await end()
+            raise Problem(400, "the client went away in mid-request") from error
         except BaseException:
             await end()
             raise
@@ -98,8 +105,8 @@ class GitTransport:
         protocol = request.headers.get("git-protocol", "")
         if _PROTOCOL.match(protocol):
             environment["GIT_PROTOCOL"] = protocol
-        if length := request.headers.get("content-length"):
-            environment["CONTENT_LENGTH"] = length
+        # CONTENT_LENGTH is left out: with it, http-backend of git 2.39 spins for ever when the input ends early, even after this process is
+        # gone. Without it, it reads to the end of its input, and a pack that was cut short fails its checksum.
         if request.headers.get("content-encoding", "") in ("gzip", "x-gzip"):
             environment["HTTP_CONTENT_ENCODING"] = "gzip"
         return hardened_environment(
@@ -163,6 +170,7 @@ class _Run:
         self._process: asyncio.subprocess.Process | None = None
         self._feeding: asyncio.Task[None] | None = None
         self._rest = b""
+        self._complete = False
 
     async def start(self, request: Request) -> tuple[int, dict[str, str]]:
         """Starts it and gives the status and headers it answers with. Raises Problem."""
@@ -192,22 +200,27 @@ class _Run:
             yield self._rest
         while chunk := await self._read(self._process.stdout):
             yield chunk
+        self._complete = True
 
     async def end(self) -> None:
         """Kills whatever still runs, with its children."""
+        if not self._complete:
+            self._kill()
         if self._feeding is not None:
             self._feeding.cancel()
-            with contextlib.suppress(asyncio.CancelledError, Exception):
-                await self._feeding
+            await asyncio.gather(self._feeding, return_exceptions=True)
         if self._process is not None and self._process.returncode is None:
             try:
-                # A client that has all it wants closes first; the program is then about to end by itself.
-                async with asyncio.timeout(2):
+                async with asyncio.timeout(2):  # it closed its output, so it is about to end by itself
                     await self._process.wait()
             except TimeoutError:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(self._process.pid, signal.SIGKILL)
+                self._kill()
                 await self._process.wait()
+
+    def _kill(self) -> None:
+        if self._process is not None and self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
 
     async def _head(self, process: asyncio.subprocess.Process) -> bytes:
         assert process.stdout is not None
@@ -239,16 +252,14 @@ class _Run:
                 await process.stdin.drain()
         except (BrokenPipeError, ConnectionResetError):
             return  # it has read what it wanted
-        except ClientDisconnect as error:
-            raise Problem(400, "the client went away in mid-request") from error
+        except (ClientDisconnect, Problem):
+            self._kill()
+            raise
         finally:
             process.stdin.close()
         while (await request.receive())["type"] != "http.disconnect":
             pass
-        # Nobody is listening any more, or the answer is complete and this does nothing.
-        if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+        self._kill()  # nobody is listening any more
 
     async def _read(self, stream: asyncio.StreamReader) -> bytes:
         try:
