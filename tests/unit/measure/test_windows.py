@@ -112,6 +112,12 @@ def test_like_names_are_not_the_same_release(deployed, said):
     assert not Deployed(T0, frozenset({deployed})).has(said)
 
 
+def test_over_several_services_the_sides_are_told_apart_by_time():
+    answer = RatesAnswer(exposure=uses((1, "v1", 5), (14, "v2", 7)) + uses((1, "w1", 100), (14, "w1", 90), service="web"))
+    sides = split(answer, metric(service=""), DEPLOYED, at(16))
+    assert (sides.by, sides.before.count.exposure, sides.after.count.exposure) == ("time", 105, 97)
+
+
 def test_use_of_a_release_nobody_deployed_is_told():
     answer = RatesAnswer(exposure=uses((1, "v1", 5), (13, "canary", 50), (13, "v2", 1)))
     assert any("canary" in note for note in split(answer, metric(), DEPLOYED, at(14)).notes)

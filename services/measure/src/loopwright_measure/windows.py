@@ -121,7 +121,8 @@ def split(rates: RatesAnswer, metric: MetricContract, deployed: Deployed, now: d
     if unit != "time" and not any(each.count for each in exposures if start <= each.minute < deployed.at):
         notes.append(f"no {unit} were reported before the deploy, so the rates are per hour")
         unit = "time"
-    by_release = unit != "time" and all(each.release for each in exposures if each.count and each.minute >= start)
+    # Over several services a release says nothing: the others' releases go on unchanged on both sides.
+    by_release = unit != "time" and bool(metric.service) and all(each.release for each in exposures if each.count and each.minute >= start)
     named = {row.release for row in rates.signals} | {use.release for use in exposures}
     ours = {release for release in named if release and deployed.has(release)}
     before, after = _Sums(), _Sums()
