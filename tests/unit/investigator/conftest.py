@@ -104,6 +104,9 @@ class Repo:
     def tag(self, name: str, sha: str | None = None) -> None:
         subprocess.run(["git", "--git-dir", str(self.directory), "tag", name, sha or self.heads[self.branch]], check=True)
 
+    def text(self, path: str) -> str:
+        return self.files[self.branch][path]
+
     def line_of(self, path: str, text: str, branch: str | None = None) -> int:
         """The number of the line that holds ``text``."""
         for number, each in enumerate(self.files[branch or self.branch][path].split("\n"), start=1):
@@ -273,6 +276,80 @@ def frame() -> Callable[..., StackFrame]:
         return StackFrame(file=file, line=line, function=function, context=context, in_app=in_app, module=module)
 
     return make
+
+
+# --- a small shop, broken once -----------------------------------------------------------------------------------------------------
+
+CART = '''"""Carts."""
+
+from decimal import Decimal
+
+
+def lines(cart):
+    return [line for line in cart["lines"] if line["quantity"] > 0]
+
+
+def total(cart, rates):
+    amount = Decimal(0)
+    for line in lines(cart):
+        amount += line["price"] * line["quantity"]
+    return amount
+
+
+def describe(cart):
+    return f"{len(lines(cart))} lines"
+'''
+PRICED = '        amount += line["price"] * line["quantity"]\n'
+CONVERTED = '        rate = rates[line["currency"]]\n        amount += line["price"] * line["quantity"] * rate\n'
+RAISING = 'rates[line["currency"]]'
+API = "from shop import cart\n\n\ndef checkout(request):\n    return cart.total(request.cart, {})\n"
+
+
+class Shop:
+    """The texts of the shop, and the story that most tests tell."""
+
+    CART, PRICED, CONVERTED, RAISING, API = CART, PRICED, CONVERTED, RAISING, API
+    GUILTY = CART.replace(PRICED, CONVERTED)
+
+    @staticmethod
+    def history(repo: Repo, cart: str = "src/shop/cart.py", api: str = "src/shop/api.py") -> tuple[str, str, str]:
+        """A guilty commit between innocent ones. Gives (good, guilty, bad)."""
+        repo.commit("Begin", {cart: CART, api: API, cart.replace("cart.py", "__init__.py"): ""})
+        good = repo.commit("Count items", {cart: CART.replace(' lines"', ' items"')}, author="Bob")
+        repo.commit("Explain the build", {"README.md": "# Shop\n"}, author="Carol")
+        changed = repo.text(cart).replace(PRICED, CONVERTED)
+        guilty = repo.commit("Convert prices to the shop's currency", {cart: changed}, author="Dave")
+        repo.commit("Speak of positions", {cart: repo.text(cart).replace(' items"', ' positions"')}, author="Bob")
+        bad = repo.commit("Answer with a status", {api: repo.text(api) + "\n\ndef health():\n    return 200\n"}, author="Carol")
+        return good, guilty, bad
+
+    @staticmethod
+    def crash(scene: Scene, release: str, file: str = "/app/src/shop/cart.py", path: str = "src/shop/cart.py", **fields: Any) -> Signal:
+        """A KeyError in the converted line, reached through the API."""
+        fields = {"exception_type": "KeyError", "exception_value": "'currency'", "transaction": "/checkout", **fields}
+        number = scene.repo.line_of(path, RAISING)
+        return scene.signal(
+            [
+                StackFrame(file="/usr/lib/python3.11/wsgiref/handlers.py", line=137, function="run", in_app=False),
+                StackFrame(
+                    file=file.replace("cart.py", "api.py"), line=5, function="checkout", context="    return cart.total(request.cart, {})"
+                ),
+                StackFrame(file=file, line=number, function="total", context=f"        rate = {RAISING}"),
+            ],
+            release=release,
+            **fields,
+        )
+
+    @staticmethod
+    def deployed(scene: Scene, good: str, bad: str) -> Scene:
+        scene.deploy("1.0", good)
+        scene.deploy("1.1", bad)
+        return scene
+
+
+@pytest.fixture
+def shop() -> type[Shop]:
+    return Shop
 
 
 # --- seeded histories: one guilty commit among innocent ones -------------------------------------------------------------------------

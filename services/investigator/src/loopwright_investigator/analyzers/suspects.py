@@ -469,4 +469,5 @@ def _ranked(
         for each in ordered
         if each.discarded and each.commit.sha not in kept and (each.blamed or each.touches)
     )[:10]
-    return Suspects(candidates, len(scored), known, window, truncated, round(none / total, 4), discarded, base)
+    in_window = sum(each.in_window for each in scored.values())
+    return Suspects(candidates, in_window, known, window, truncated, round(none / total, 4), discarded, base)

@@ -32,7 +32,7 @@ from loopwright_investigator.ports import History
 ENOUGH = 0.5
 ENOUGH_WITHOUT_WINDOW = 0.6
 MARGIN = 2.0
-FAR_ENOUGH = 0.75  # for a commit that only changed the same file
+FAR_ENOUGH = 0.75  # for a commit that only changed the same file, or where no stack frame says what fails
 CLOSE_TIERS = frozenset({"line", "near", "function", "names"})
 # Larger reverts are rewrites: nobody can review in minutes what else they take away.
 FILES_MAX = 30
@@ -79,7 +79,9 @@ async def judge(
         )
     if addressed.by and addressed.strength >= ADDRESSED_LEAST:
         return Judgement("already_addressed", addressed.reason, addressed.strength, cites=cites(*addressed.cites, *base))
-    if not located.locations and not (suspects.first and suspects.first.named_by_person):
+    # Frames that lead nowhere are the question to ask first; what a title's words happen to name in the code is not an answer to it.
+    placed = located.raising is not None or (bool(located.locations) and not located.frames_seen)
+    if not placed and not (suspects.first and suspects.first.named_by_person):
         return _no_place(place, located, history, base)
     if onset.bad is None or onset.bad.commit is None:
         said = (
@@ -147,10 +149,10 @@ async def _about_suspect(
     first = suspects.first
     cited = cites(*suspects.cites, *located.cites, *base)
     where = _where(located)
+    if suspects.considered == 0 and suspects.window_known and not (first and first.named_by_person):
+        reason = f"no commit went live with {line(onset.bad.name, 80) if onset.bad else 'it'} (git log {suspects.window} is empty)"
+        return _ask(reason, f"What else changed when it began: configuration, data, a dependency, or the traffic? {where}", 0.7, cited)
     if first is None:
-        if suspects.considered == 0 and suspects.window_known:
-            reason = f"no commit went live with {line(onset.bad.name, 80) if onset.bad else 'it'} (git log {suspects.window} is empty)"
-            return _ask(reason, f"What else changed when it began: configuration, data, a dependency, or the traffic? {where}", 0.7, cited)
         return _ask(f"none of {plural(suspects.considered, 'commit')} stands out", f"Which change do you suspect? {where}", 0.6, cited)
     second = suspects.candidates[1] if len(suspects.candidates) > 1 else None
     enough = ENOUGH if suspects.window_known else ENOUGH_WITHOUT_WINDOW
@@ -162,7 +164,8 @@ async def _about_suspect(
     if second is not None and tied and first.score + second.score >= enough:
         reason = f"two commits fit about equally: {_said(first)} and {_said(second)}"
         return _ask(reason, f"Is it {_named(first)} or {_named(second)}? {where}", 1.0 - first.score, cited)
-    if first.score < enough or (first.tier not in CLOSE_TIERS and not first.named_by_person and first.score < FAR_ENOUGH):
+    close = first.tier in CLOSE_TIERS and located.raising is not None
+    if first.score < enough or (not close and not first.named_by_person and first.score < FAR_ENOUGH):
         reason = f"no commit stands out: the first, {_said(first)}, {first.reasons[0] if first.reasons else 'is only the newest'}"
         return _ask(reason, f"What changed for {_short_where(located)} when it began, if not {_named(first)}?", 1.0 - first.score, cited)
     return await _can_be_reverted(case, first, suspects, history, evidence, cited)
