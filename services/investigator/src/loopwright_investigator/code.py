@@ -139,11 +139,13 @@ def strip_comment(text: str, path: str) -> str:
 
 def _cut_after_code(text: str, sign: str) -> str:
     position = text.find(f" {sign}")
-    if position < 0:
-        return text
-    before = text[:position]
-    # An odd number of quotes before the sign: it stands within a text.
-    return text if any(before.count(quote) % 2 for quote in "'\"`") else before
+    while position >= 0:
+        before = text[:position]
+        # An odd number of quotes before the sign: it stands within a text.
+        if not any(before.count(quote) % 2 for quote in "'\"`"):
+            return before
+        position = text.find(f" {sign}", position + 1)
+    return text
 
 
 def only_formatting(removed: Sequence[str], added: Sequence[str], path: str) -> bool:
@@ -256,7 +258,9 @@ def _end_by_indent(lines: Sequence[str], start: int, path: str) -> int:
             open_brackets += _bracket_balance(text)  # a signature over several lines ends at any depth
             end = number
             continue
-        if len(text) - len(text.lstrip()) <= depth and strip_comment(text, path):
+        if not strip_comment(text, path):
+            continue  # a comment belongs to what follows it
+        if len(text) - len(text.lstrip()) <= depth:
             return number if text.strip() == "end" else end
         end = number
     return end

@@ -132,7 +132,8 @@ class FileIndex:
             for candidate in (wanted, (*wanted, "__init__"), (*wanted, "index"), (*wanted, "mod")):
                 stems = self._by_stem.get(candidate[-1], [])
                 found = self._longest(stems, candidate, stem=True)
-                needed = len(candidate) if len(candidate) <= 2 else 2
+                # A folder's index is named by the folder: without one more part in common any folder of that name would do.
+                needed = min(len(candidate), 2 if candidate is wanted else 3)
                 good = [(parts, shared) for parts, shared in found if shared >= needed]
                 if good:
                     good = _prefer(good, service_path)
