@@ -57,10 +57,8 @@ def test_function_around_a_line_is_found_by_braces():
     go = lines_of("package x\n\nfunc (c *Cart) Total() int {\n\tif c == nil {\n\t\treturn 0\n\t}\n\treturn 1\n}\n\nvar y = 2\n")
     assert enclosing_function(go, 7, "x.go", "(*Cart).Total") == (3, 8)
     assert enclosing_function(go, 10, "x.go") is None
-    js = (
-        'export const total = async (cart) => {\n  const s = "}";\n  return s;\n};\n\nclass A {\n  run(x) {\n    return x;\n  }\n}\n'.split(
-            "\n"
-        )
+    js = lines_of(
+        'export const total = async (cart) => {\n  const s = "}";\n  return s;\n};\n\nclass A {\n  run(x) {\n    return x;\n  }\n}\n'
     )
     assert enclosing_function(js, 3, "x.js", "total") == (1, 4)
     assert enclosing_function(js, 8, "x.js", "A.run") == (7, 9)
