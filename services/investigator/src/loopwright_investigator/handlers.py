@@ -196,8 +196,12 @@ class Investigations:
             reason = f"it took longer than {self._seconds_max:.0f} s; LOOPWRIGHT_INVESTIGATOR_INVESTIGATION_SECONDS_MAX is the limit"
             if delivery < PATIENCE:
                 raise Retryable(reason) from error
-            result, _ = await investigate(case, identifier, place, None, Evidence(), reason)
-            return result, "", reason
+        except Retryable as error:
+            if delivery < PATIENCE:
+                raise
+            reason = line(str(error), 300)
+        result, _ = await investigate(case, identifier, place, None, Evidence(), reason)
+        return result, "", reason
 
     async def _open(self, place: Place, delivery: int) -> tuple[History | None, str]:
         if place.repository is None:
@@ -207,9 +211,9 @@ class Investigations:
         except Retryable as error:
             if delivery < PATIENCE:
                 raise
-            return None, str(error)
+            return None, line(str(error), 300)
         except Permanent as error:
-            return None, str(error)
+            return None, line(str(error), 300)
 
     async def _ask(self, result: Investigation) -> Advice | None:
         """The model's advice, or None with the reason in the log: whatever goes wrong there, the composed text stands."""
@@ -249,15 +253,15 @@ class Investigations:
 
 async def ask_in_parts(rates: Rates, query: RatesQuery) -> RatesAnswer:
     """The rates of a window; an answer cut at the gateway's limit is asked again in halves, PARTS_MAX questions at most."""
-    asked = 0
+    left = PARTS_MAX - 1
 
     async def ask(start: datetime, end: datetime) -> RatesAnswer:
-        nonlocal asked
-        asked += 1
+        nonlocal left
         answer = await rates.ask(query.model_copy(update={"start": start, "end": end}))
         minutes = int((end - start).total_seconds() // 60)
-        if not answer.truncated or minutes < 2 or asked + 2 > PARTS_MAX:
+        if not answer.truncated or minutes < 2 or left < 2:
             return answer
+        left -= 2
         middle = start + timedelta(minutes=minutes // 2)
         first, second = await ask(start, middle), await ask(middle, end)
         deploys = {deploy.id: deploy for deploy in (*first.deploys, *second.deploys)}

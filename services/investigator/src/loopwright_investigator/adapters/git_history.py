@@ -19,14 +19,14 @@ from loopwright_repositories.diffs import FileDiff
 from loopwright_repositories.errors import RepositoryRefused
 from loopwright_repositories.git import GitCredential, GitFailed, run_git
 from loopwright_repositories.history import BlamedLine, Commit
-from loopwright_repositories.names import COMMIT
+from loopwright_repositories.names import COMMIT, commit_sha
 
 from loopwright_investigator.code import defined_names, is_source, kind_of, names_in, strip_comment
 from loopwright_investigator.domain import RevertCheck
 from loopwright_investigator.ports import History, Match
 
 FILE_BYTES_MAX = 1024 * 1024  # a source file that a person wrote is smaller
-DIFF_BYTES_MAX = 2 * 1024 * 1024
+NAMES_BYTES_MAX = 64 * 1024 * 1024  # half a million files
 NAMES_CHECKED_MAX = 40  # names that a commit defined and that a revert would take away
 _TREE = re.compile(r"^[0-9a-f]{40}(?:[0-9a-f]{24})?$")
 _IDENTITY = {
@@ -71,8 +71,14 @@ class GitHistory:
 
     async def files(self, commit: str) -> Sequence[str]:
         if commit not in self._files:
-            entries = await self.checkout.list_files(commit)
-            self._files[commit] = [entry.path for entry in entries if entry.mode in ("100644", "100755")]
+            # Names only: sizes cost git a look at every object, and a large repository's list would pass the usual output limit.
+            arguments = ["ls-tree", "-r", "-z", "--name-only", "--full-tree", commit_sha(commit)]
+            try:
+                said = await run_git(arguments, git_dir=self.checkout.directory, output_bytes_max=NAMES_BYTES_MAX)
+                self._files[commit] = [name for name in said.text.split("\x00") if name]
+            except RepositoryRefused as error:
+                log.warning("files_unreadable", repository=self.name, commit=commit, error=str(error))
+                self._files[commit] = ()
         return self._files[commit]
 
     async def text(self, path: str, commit: str) -> Sequence[str] | None:
@@ -93,10 +99,13 @@ class GitHistory:
             return ()
 
     async def log(self, commit: str, *, not_in: str | None = None, path: str | None = None, limit: int = 100) -> Sequence[Commit]:
-        try:
-            found = await self.checkout.log(commit, not_in=not_in, path=path, limit=limit)
-        except RepositoryRefused:
-            return ()
+        found: Sequence[Commit] = ()
+        for tried in (limit, max(1, limit // 10)):  # commits of thousands of files pass the output limit together, and seldom alone
+            try:
+                found = await self.checkout.log(commit, not_in=not_in, path=path, limit=tried)
+                break
+            except RepositoryRefused as error:
+                log.warning("log_unreadable", repository=self.name, commit=commit, limit=tried, error=str(error))
         for each in found:
             self._commits[each.sha] = each
         return found
