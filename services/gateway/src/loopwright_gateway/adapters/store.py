@@ -1,0 +1,157 @@
+"""The store on SQLAlchemy: SQLite with WAL and synchronous=FULL on one machine, PostgreSQL in a cluster. The same statements for both."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from loopwright_common.contracts.reports import MinuteCount
+from sqlalchemy import delete, event, func, select, text
+from sqlalchemy.engine import make_url
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from loopwright_gateway.adapters import tables as t
+from loopwright_gateway.adapters.unit import SqlUnit, outbox_item
+from loopwright_gateway.records import OutboxItem
+
+# Any number: it names the one lock that writers of this schema take, so that two replicas decide one after the other as one process does.
+WRITER_LOCK = 7_460_021
+
+
+class SqlStore:
+    """One database. Make it with ``open``; ``close`` when done."""
+
+    def __init__(self, writing: AsyncEngine, reading: AsyncEngine) -> None:
+        self._writing = writing
+        self.reading = reading
+        self._lock = asyncio.Lock()
+        self.postgresql = writing.dialect.name == "postgresql"
+        self.committed = asyncio.Condition()
+
+    @classmethod
+    def open(cls, url: str) -> SqlStore:
+        """Connects lazily. ``url`` is a SQLAlchemy URL of sqlite+aiosqlite or postgresql+asyncpg."""
+        parsed = make_url(url)
+        if parsed.get_backend_name() == "postgresql":
+            engine = create_async_engine(parsed, pool_size=10, pool_pre_ping=True)
+            return cls(engine, engine)
+        if parsed.database and parsed.database != ":memory:":
+            Path(parsed.database).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        writing = create_async_engine(parsed, pool_size=1, max_overflow=0)
+        reading = create_async_engine(parsed, pool_size=4)
+        _set_up_sqlite(writing, begin="BEGIN IMMEDIATE")
+        _set_up_sqlite(reading, begin="BEGIN")
+        return cls(writing, reading)
+
+    async def close(self) -> None:
+        await self._writing.dispose()
+        await self.reading.dispose()
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[SqlUnit]:
+        """One transaction, alone among writers; committed when the block ends, rolled back when it raises."""
+        async with self._lock:
+            async with self._writing.begin() as connection:
+                if self.postgresql:
+                    await connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": WRITER_LOCK})
+                yield SqlUnit(connection)
+            async with self.committed:
+                self.committed.notify_all()
+
+    @asynccontextmanager
+    async def read(self) -> AsyncIterator[AsyncConnection]:
+        """A connection that only reads, on one snapshot."""
+        async with self.reading.connect() as connection:
+            yield connection
+
+    async def migrate(self) -> None:
+        """Brings the tables up to date."""
+        from loopwright_gateway.migrate import upgrade
+
+        async with self._writing.begin() as connection:
+            await connection.run_sync(upgrade)
+
+    async def ready(self) -> bool:
+        try:
+            async with asyncio.timeout(3), self.reading.connect() as connection:
+                await connection.execute(select(func.count()).select_from(t.projects))
+        except Exception:  # whatever the driver raises, the answer to the question is no
+            return False
+        return True
+
+    async def rates(
+        self, project: str, report_id: str | None, services: Sequence[str], environment: str, start: datetime, end: datetime, limit: int
+    ) -> tuple[list[MinuteCount], list[dict[str, Any]], bool]:
+        """Signals per minute and release, and exposure per minute, service, release and unit, in [start, end); whether a limit cut it."""
+        low, high = t.to_instant(start), t.to_instant(end)
+        counts = t.minute_counts.c
+        counted = (
+            select(counts.minute, counts.release, func.sum(counts.count))
+            .where(counts.report_id == report_id, counts.minute >= low, counts.minute < high)
+            .group_by(counts.minute, counts.release)
+            .order_by(counts.minute, counts.release)
+            .limit(limit + 1)
+        )
+        used = t.exposure.c
+        exposed = (
+            select(used.minute, used.service, used.release, used.unit, func.sum(used.count), func.sum(used.errored))
+            .where(used.project == project, used.service.in_(services), used.minute >= low, used.minute < high)
+            .group_by(used.minute, used.service, used.release, used.unit)
+            .order_by(used.minute)
+            .limit(limit + 1)
+        )
+        if environment:
+            counted = counted.where(counts.environment == environment)
+            exposed = exposed.where(used.environment == environment)
+        async with self.read() as connection:
+            signals = (await connection.execute(counted)).all() if report_id else []
+            exposure = (await connection.execute(exposed)).all() if services else []
+        truncated = len(signals) > limit or len(exposure) > limit
+        return (
+            [MinuteCount(minute=t.from_instant(minute), release=release, count=int(number)) for minute, release, number in signals[:limit]],
+            [
+                {"minute": t.from_instant(m), "service": s, "release": r, "unit": u, "count": int(c), "errored": int(e)}
+                for m, s, r, u, c, e in exposure[:limit]
+            ],
+            truncated,
+        )
+
+    async def outbox(self, limit: int) -> list[OutboxItem]:
+        """What is still to be sent, oldest first."""
+        async with self.read() as connection:
+            rows = await connection.execute(select(t.outbox).order_by(t.outbox.c.id).limit(limit))
+            return [outbox_item(row) for row in rows.mappings()]
+
+    async def sent(self, ids: Sequence[int]) -> None:
+        """Forgets what was sent."""
+        async with self._lock, self._writing.begin() as connection:
+            await connection.execute(delete(t.outbox).where(t.outbox.c.id.in_(ids)))
+
+    async def prune(self, seen_before: datetime, events_kept: int) -> int:
+        """Forgets signal and exposure ids seen before ``seen_before``, and all but the newest events. Returns the rows removed."""
+        async with self._lock, self._writing.begin() as connection:
+            before = t.to_instant(seen_before)
+            removed = (await connection.execute(delete(t.signals_seen).where(t.signals_seen.c.seen_at < before))).rowcount
+            removed += (await connection.execute(delete(t.exposure_seen).where(t.exposure_seen.c.seen_at < before))).rowcount
+            newest = (await connection.execute(select(func.max(t.events.c.id)))).scalar() or 0
+            removed += (await connection.execute(delete(t.events).where(t.events.c.id <= newest - events_kept))).rowcount
+        return int(removed)
+
+
+def _set_up_sqlite(engine: AsyncEngine, begin: str) -> None:
+    @event.listens_for(engine.sync_engine, "connect")
+    def _connect(connection: Any, _: Any) -> None:
+        # The driver's own transactions begin deferred and fail late, when two readers both want to write.
+        connection.isolation_level = None
+        cursor = connection.cursor()
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=15000"):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    @event.listens_for(engine.sync_engine, "begin")
+    def _begin(connection: Any) -> None:
+        connection.exec_driver_sql(begin)

@@ -1,0 +1,466 @@
+"""Handlers of what other services say. Each is idempotent, and a fact that comes late or out of order changes nothing it should not."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Any
+
+import structlog
+from loopwright_common.bus import Received, Timer
+from loopwright_common.clock import Clock
+from loopwright_common.contracts.changes import (
+    Change,
+    ChangeClosed,
+    ChangeFailed,
+    ChangeMerged,
+    ChangeProgress,
+    CommandRefused,
+)
+from loopwright_common.contracts.configuration import ProjectConfig
+from loopwright_common.contracts.investigations import Cost, Investigation, InvestigationStarted, InvestigationVerdict
+from loopwright_common.contracts.measurements import Measurement, MeasurementStarted
+from loopwright_common.contracts.reports import GroupUpdated, ReportsRegrouped, ReportState
+from loopwright_common.contracts.signals import Deploy, Exposure, SignalKind
+from loopwright_common.errors import Permanent, Retryable
+
+from loopwright_gateway import life
+from loopwright_gateway.domain import FOLLOWS, IllegalTransition, state_after_investigation
+from loopwright_gateway.life import POLICY
+from loopwright_gateway.ports import Store, Unit
+from loopwright_gateway.records import ChangeRecord, Report, SeenSignal
+
+MERGE_HOPS_MAX = 20
+ProjectOf = Callable[[str], ProjectConfig | None]
+
+log = structlog.get_logger()
+
+
+class Facts:
+    """All handlers of facts. ``project_of`` gives a project's configuration by name."""
+
+    def __init__(self, store: Store, project_of: ProjectOf, clock: Clock) -> None:
+        self._store = store
+        self._project_of = project_of
+        self._clock = clock
+
+    def _project(self, name: str) -> ProjectConfig:
+        return self._project_of(name) or ProjectConfig(name=name)
+
+    # Grouping
+
+    async def grouped(self, batch: Sequence[Received[GroupUpdated]]) -> None:
+        """Counts each signal once on its report, opens reports, and makes those ready that are."""
+        now = self._clock.now()
+        async with self._store.transaction() as unit:
+            new = await unit.unseen([message.payload.signal.id for message in batch])
+            by_report: dict[str, list[GroupUpdated]] = defaultdict(list)
+            for message in batch:
+                if message.payload.signal.id in new:
+                    new.discard(message.payload.signal.id)  # the same signal twice in one batch is one signal
+                    by_report[message.payload.report_id].append(message.payload)
+            for report_id, facts in by_report.items():
+                await self._take(unit, report_id, facts, now)
+
+    async def _take(self, unit: Unit, report_id: str, facts: list[GroupUpdated], now: datetime) -> None:
+        report = await self._resolve(unit, report_id) or await self._open(unit, report_id, facts[0], now)
+        seen: list[SeenSignal] = []
+        counts: dict[tuple[datetime, str, str], int] = defaultdict(int)
+        for fact in facts:
+            signal = fact.signal
+            counted = signal.kind is not SignalKind.MEASUREMENT
+            minute = signal.occurred_at.replace(second=0, microsecond=0)
+            seen.append(
+                SeenSignal(
+                    signal.id,
+                    report.id,
+                    minute,
+                    signal.release,
+                    signal.environment,
+                    signal.kind.value,
+                    signal.service,
+                    signal.weight,
+                    signal.actor,
+                    signal.backfill,
+                    counted,
+                )
+            )
+            tally(report, seen[-1], signal.occurred_at)
+            if counted:
+                counts[minute, signal.release, signal.environment] += 1
+            else:
+                await life.note(unit, report, "verdict_signal", "service:measure", signal.title, now, f"signal:{signal.id}")
+            await unit.keep_example(report.id, signal, fact.decision)
+        await unit.remember(seen, now)
+        await unit.count(report.id, counts)
+        report.people_count += await unit.add_actors(report.id, {item.actor for item in seen if item.actor and item.counted})
+        report.updated_at = now
+        await unit.save_report(report)
+        await life.changed(unit, report, now)
+        await life.consider_promotion(unit, report, self._project(report.project), now)
+        await self._consider_waking(unit, report, now)
+
+    async def _resolve(self, unit: Unit, report_id: str) -> Report | None:
+        """The report, or the one it was merged into."""
+        report = await unit.report(report_id)
+        for _ in range(MERGE_HOPS_MAX):
+            if report is None or report.merged_into is None:
+                return report
+            report = await unit.report(report.merged_into)
+        raise Permanent(f"report {report_id} is merged in a circle")
+
+    async def _open(self, unit: Unit, report_id: str, fact: GroupUpdated, now: datetime) -> Report:
+        signal = fact.signal
+        report = Report(
+            id=report_id, project=fact.project, title=signal.title, state=ReportState.GATHERING, first_seen=signal.occurred_at,
+            last_seen=signal.occurred_at, opened_at=now, updated_at=now, recurrence_of=fact.recurrence_of,
+        )  # fmt: skip
+        reason = fact.decision.reason
+        await life.transition(unit, report, ReportState.GATHERING, "service:cluster", reason, now, first=True)
+        if fact.recurrence_of and (earlier := await unit.report(fact.recurrence_of)) is not None:
+            await life.note(
+                unit, earlier, "recurred", "service:cluster", f"It came back: report {report_id}", now, f"recurrence:{report_id}"
+            )
+        return report
+
+    async def _consider_waking(self, unit: Unit, report: Report, now: datetime) -> None:
+        """A snooze until N more signals ends with them."""
+        if report.state is ReportState.SNOOZED and report.snooze_signals is not None:
+            came = report.signal_count - (report.snoozed_at_count or 0)
+            if came >= report.snooze_signals:
+                await self._wake(unit, report, f"{came} more signals came", now)
+
+    async def _wake(self, unit: Unit, report: Report, reason: str, now: datetime) -> None:
+        if report.attempt:
+            await life.ask_for_investigation(unit, report, POLICY, reason, now)
+        else:
+            await life.transition(unit, report, ReportState.GATHERING, POLICY, reason, now)
+            await life.consider_promotion(unit, report, self._project(report.project), now)
+
+    async def regrouped(self, message: Received[ReportsRegrouped]) -> None:
+        """Moves signals between reports after a person merged or split them."""
+        fact = message.payload
+        now = self._clock.now()
+        async with self._store.transaction() as unit:
+            source = await unit.report(fact.from_report_id)
+            if source is None:
+                raise Retryable(f"report {fact.from_report_id} is not known yet")
+            cause = f"regrouped:{message.envelope.id}"
+            if await unit.has_cause(source.id, cause):
+                return
+            target = await unit.report(fact.report_id)
+            if fact.signal_ids is None:
+                if target is None:
+                    raise Retryable(f"report {fact.report_id} is not known yet")
+                await self._absorb(unit, source, target, fact, now, cause)
+            else:
+                await self._split(unit, source, target, fact, now, cause)
+
+    async def _absorb(self, unit: Unit, source: Report, target: Report, fact: ReportsRegrouped, now: datetime, cause: str) -> None:
+        await unit.move_all(source, target)
+        target.signal_count += source.signal_count
+        target.live_count += source.live_count
+        target.weight += source.weight
+        target.first_seen = min(target.first_seen, source.first_seen)
+        target.last_seen = max(target.last_seen, source.last_seen)
+        target.services = sorted({*target.services, *source.services})
+        for name in ("kinds", "releases"):
+            merged = dict(getattr(target, name))
+            for key, number in getattr(source, name).items():
+                merged[key] = merged.get(key, 0) + number
+            setattr(target, name, merged)
+        source.merged_into = target.id
+        source.signal_count = source.live_count = source.people_count = 0
+        source.weight, source.kinds, source.releases = 0.0, {}, {}
+        await life.note(
+            unit, target, "merged", fact.actor, f"Report {source.id} was merged into this one. {fact.reason}".strip(), now, cause
+        )
+        why = fact.reason or f"merged into report {target.id}"
+        await life.transition(unit, source, ReportState.MERGED_INTO, fact.actor, why, now, cause, merged_into=target.id)
+        await life.consider_promotion(unit, target, self._project(target.project), now)
+
+    async def _split(self, unit: Unit, source: Report, target: Report | None, fact: ReportsRegrouped, now: datetime, cause: str) -> None:
+        moved = await unit.seen_of(source.id, fact.signal_ids or ())
+        if not moved:
+            await life.note(unit, source, "split", fact.actor, "None of the signals to split off is here.", now, cause)
+            return
+        if target is None:
+            first, last = min(item.minute for item in moved), max(item.minute for item in moved)
+            target = Report(
+                id=fact.report_id, project=source.project, title=source.title, state=ReportState.GATHERING, first_seen=first,
+                last_seen=last, opened_at=now, updated_at=now,
+            )  # fmt: skip
+            await life.transition(
+                unit, target, ReportState.GATHERING, fact.actor, f"Split from report {source.id}. {fact.reason}".strip(), now, first=True
+            )
+        await unit.move_signals(source, target, moved)
+        for item in moved:
+            tally(target, item, item.minute)
+            tally(source, item, item.minute, sign=-1)
+        examples = await unit.examples(target.id, 1)
+        if examples and target.attempt == 0:
+            target.title = examples[0][0].title
+        await unit.save_report(target)
+        await life.note(
+            unit, source, "split", fact.actor, f"{len(moved)} signals left for report {target.id}. {fact.reason}".strip(), now, cause
+        )
+        await life.consider_promotion(unit, target, self._project(target.project), now)
+
+    # Exposure and deploys
+
+    async def exposed(self, batch: Sequence[Received[Exposure]]) -> None:
+        async with self._store.transaction() as unit:
+            await unit.add_exposure([message.payload for message in batch], self._clock.now())
+
+    async def deployed(self, message: Received[Deploy]) -> None:
+        deploy = message.payload
+        async with self._store.transaction() as unit:
+            if await unit.add_deploy(deploy):
+                body = {"id": deploy.id, "service": deploy.service, "release": deploy.release}
+                await unit.add_event("deploy.recorded", deploy.project, body, self._clock.now())
+
+    # Investigations
+
+    async def investigating(self, message: Received[InvestigationStarted]) -> None:
+        fact = message.payload
+        async with self._store.transaction() as unit:
+            report = await unit.report(fact.report_id)
+            if report is not None and report.state is ReportState.READY and report.attempt == fact.attempt:
+                attempt = f" (attempt {fact.attempt})" if fact.attempt > 1 else ""
+                await life.transition(
+                    unit,
+                    report,
+                    ReportState.INVESTIGATING,
+                    "service:investigator",
+                    f"Looking at the code and the numbers{attempt}",
+                    self._clock.now(),
+                )
+
+    async def investigated(self, message: Received[Investigation]) -> None:
+        """Records the result and acts on the verdict: ask, wait for a person, or start a change as the policy says."""
+        found = message.payload
+        now = self._clock.now()
+        async with self._store.transaction() as unit:
+            report = await unit.report(found.report_id)
+            if report is None:
+                raise Retryable(f"report {found.report_id} is not known yet")
+            if not await unit.add_investigation(found):
+                return
+            await unit.add_usage(f"investigate:{found.id}", found.project, report.id, "investigate", found.cost, now)
+            if found.attempt < report.attempt or report.state not in (ReportState.READY, ReportState.INVESTIGATING):
+                await life.note(
+                    unit, report, "investigated", "service:investigator", f"A result came that is no longer waited for: {found.reason}",
+                    now, f"investigated:{found.id}",
+                )  # fmt: skip
+                return
+            report.priority = found.priority
+            report.title = found.title or report.title
+            state = state_after_investigation(found.verdict)
+            reason = found.reason
+            if found.verdict is InvestigationVerdict.ALREADY_ADDRESSED:
+                reason = f"already addressed: {reason}"
+            await life.transition(unit, report, state, "service:investigator", reason, now)
+            if state is ReportState.NEEDS_INPUT:
+                report.question = found.question
+                await unit.save_report(report)
+            if state is ReportState.ACTIONABLE:
+                await life.consider_change(unit, report, found, self._project(report.project), POLICY, now)
+
+    # Changes
+
+    async def progressed(self, message: Received[ChangeProgress]) -> None:
+        fact = message.payload
+        async with self._store.transaction() as unit:
+            report = await unit.report(fact.report_id)
+            if report is not None:
+                text = f"{fact.step}: {fact.detail}" if fact.detail else fact.step
+                await life.note(unit, report, "progress", "service:pr-agent", text, fact.at, f"progress:{message.envelope.id}")
+
+    async def change_stands(self, message: Received[Change]) -> None:
+        """``changes.opened`` and ``changes.updated``: the whole change as it stands."""
+        fact = message.payload
+        now = self._clock.now()
+        async with self._store.transaction() as unit:
+            report, change = await self._of_change(unit, fact.report_id, fact.id)
+            if change.body is not None and fact.at < change.fact_at:
+                return
+            change.body, change.title, change.repository = fact.model_dump_json(), fact.title, fact.repository
+            change.fact_at = max(change.fact_at, fact.at)
+            if change.state in ("requested", "working", "in_review"):
+                change.state = fact.state.value
+            change.updated_at = now
+            await unit.save_change(change)
+            if fact.pull_request is not None:
+                await unit.add_usage(f"pull:{change.id}", fact.project, report.id, "pull_request", Cost(), now, pull_requests=1)
+            await unit.add_usage(f"change:{change.id}", fact.project, report.id, "change", fact.cost, now)
+            if fact.pull_request is not None and report.state is ReportState.CHANGING:
+                number = fact.pull_request.number
+                reason = f"Pull request #{number}: {fact.title}. {fact.proof.value.replace('_', ' ')}."
+                await life.transition(unit, report, ReportState.IN_REVIEW, "service:pr-agent", reason, now)
+            await self._tell(unit, change, now)
+
+    async def change_merged(self, message: Received[ChangeMerged]) -> None:
+        fact = message.payload
+        async with self._store.transaction() as unit:
+            report, change = await self._of_change(unit, fact.report_id, fact.change_id)
+            if change.state == "merged":
+                return
+            change.state, change.merge_commit, change.closed_by = "merged", fact.merge_commit, fact.merged_by
+            await self._settle(unit, change, fact.merged_at)
+            reason = f"Merged as {fact.merge_commit[:12]}"
+            await self._follow(unit, report, ReportState.MERGED, fact.merged_by, reason, f"merged:{change.id}")
+
+    async def change_closed(self, message: Received[ChangeClosed]) -> None:
+        fact = message.payload
+        async with self._store.transaction() as unit:
+            report, change = await self._of_change(unit, fact.report_id, fact.change_id)
+            if change.state in ("closed", "merged"):
+                return
+            change.state, change.closed_by, change.failure = "closed", fact.closed_by, fact.reason
+            await self._settle(unit, change, fact.at)
+            if report.state in (ReportState.IN_REVIEW, ReportState.CHANGING):
+                reason = f"The change was declined: {fact.reason}" if fact.reason else "The change was declined"
+                await life.transition(unit, report, ReportState.NEEDS_INPUT, fact.closed_by, reason, self._clock.now())
+                report.question = "The change was declined. What should be done instead?"
+                await unit.save_report(report)
+
+    async def change_failed(self, message: Received[ChangeFailed]) -> None:
+        fact = message.payload
+        async with self._store.transaction() as unit:
+            report, change = await self._of_change(unit, fact.report_id, fact.change_id)
+            if change.state in ("failed", "merged", "closed"):
+                return
+            change.state, change.failure = "failed", fact.reason
+            await self._settle(unit, change, fact.at)
+            await unit.add_usage(f"change:{change.id}", fact.project, report.id, "change", fact.cost, self._clock.now())
+            if report.state is ReportState.CHANGING:
+                await life.transition(
+                    unit, report, ReportState.NEEDS_INPUT, "service:pr-agent", f"No safe change: {fact.reason}", self._clock.now()
+                )
+                report.question = fact.missing or "No safe change could be made. What should be done?"
+                await unit.save_report(report)
+
+    async def command_refused(self, message: Received[CommandRefused]) -> None:
+        fact = message.payload
+        async with self._store.transaction() as unit:
+            report = await unit.report(fact.report_id)
+            if report is not None:
+                text = f"{fact.action} was not carried out: {fact.reason}"
+                await life.note(unit, report, "refused", "service:pr-agent", text, self._clock.now(), f"refused:{fact.command_id}")
+                body = {"command_id": fact.command_id, "change_id": fact.change_id, "report_id": fact.report_id, "reason": fact.reason}
+                await unit.add_event("command.refused", fact.project, body, self._clock.now())
+
+    async def _of_change(self, unit: Unit, report_id: str, change_id: str) -> tuple[Report, ChangeRecord]:
+        report, change = await unit.report(report_id), await unit.change(change_id)
+        if report is None or change is None:
+            raise Permanent(f"change {change_id} of report {report_id} was never asked for here")
+        return report, change
+
+    async def _settle(self, unit: Unit, change: ChangeRecord, at: datetime) -> None:
+        change.fact_at = max(change.fact_at, at)
+        change.updated_at = self._clock.now()
+        await unit.save_change(change)
+        await self._tell(unit, change, change.updated_at)
+
+    async def _tell(self, unit: Unit, change: ChangeRecord, at: datetime) -> None:
+        await unit.add_event("change.changed", change.project, {"id": change.id, "report_id": change.report_id, "state": change.state}, at)
+
+    async def _follow(self, unit: Unit, report: Report, to: ReportState, actor: str, reason: str, cause: str) -> None:
+        """Moves the report if the loop's order allows it; otherwise the fact is noted, since it happened all the same."""
+        now = self._clock.now()
+        if to in FOLLOWS[report.state]:
+            await life.transition(unit, report, to, actor, reason, now, cause)
+        else:
+            await life.note(unit, report, to.value, actor, f"{reason} (the report is {report.state.value})", now, cause)
+
+    # Measurements
+
+    async def measuring(self, message: Received[MeasurementStarted]) -> None:
+        fact = message.payload
+        async with self._store.transaction() as unit:
+            report = await unit.report(fact.report_id)
+            if report is None:
+                raise Retryable(f"report {fact.report_id} is not known yet")
+            if await unit.start_measurement(fact):
+                reason = f"Release {fact.release[:12]} has it; the verdict is due by {fact.ends_at:%Y-%m-%d %H:%M:%S} UTC"
+                await self._follow(unit, report, ReportState.MEASURING, "service:measure", reason, f"measuring:{fact.id}")
+
+    async def measured(self, message: Received[Measurement]) -> None:
+        fact = message.payload
+        now = self._clock.now()
+        async with self._store.transaction() as unit:
+            report = await unit.report(fact.report_id)
+            if report is None:
+                raise Retryable(f"report {fact.report_id} is not known yet")
+            if not await unit.complete_measurement(fact):
+                return
+            await unit.add_usage(f"measure:{fact.id}", fact.project, report.id, "measure", fact.cost, now)
+            await self._follow(unit, report, ReportState(fact.verdict.value), "service:measure", fact.reason, f"measured:{fact.id}")
+            body = {"id": fact.id, "report_id": report.id, "verdict": fact.verdict.value}
+            await unit.add_event("measurement.completed", fact.project, body, now)
+
+    # Timers
+
+    async def timer(self, timer: Timer) -> None:
+        """A report's group-wait or snooze is over."""
+        now = self._clock.now()
+        async with self._store.transaction() as unit:
+            report = await unit.report(timer.key)
+            if report is None:
+                return
+            if timer.purpose == "promote":
+                await life.consider_promotion(unit, report, self._project(report.project), max(now, timer.due_at))
+            elif (
+                timer.purpose == "snooze"
+                and report.state is ReportState.SNOOZED
+                and report.snoozed_until
+                and report.snoozed_until <= max(now, timer.due_at)
+            ):
+                try:
+                    await self._wake(unit, report, "the snooze is over", now)
+                except IllegalTransition as error:
+                    log.info("snooze_not_ended", report_id=report.id, reason=str(error))
+
+
+def tally(report: Report, signal: SeenSignal, occurred_at: datetime, sign: int = 1) -> None:
+    """Adds a signal to a report's totals, or takes it away."""
+    report.kinds = _add(report.kinds, signal.kind, sign)
+    if signal.service and signal.service not in report.services and sign > 0:
+        report.services = sorted([*report.services, signal.service])[:32]
+    if not signal.counted:
+        return
+    report.signal_count += sign
+    report.weight += sign * signal.weight
+    report.live_count += 0 if signal.backfill else sign
+    if signal.release:
+        report.releases = _add(report.releases, signal.release, sign)
+    if sign > 0:
+        report.first_seen = min(report.first_seen, occurred_at)
+        report.last_seen = max(report.last_seen, occurred_at)
+
+
+def _add(numbers: dict[str, int], key: str, number: int) -> dict[str, int]:
+    updated = {**numbers, key: numbers.get(key, 0) + number}
+    return {name: value for name, value in updated.items() if value > 0}
+
+
+def handlers(facts: Facts) -> dict[str, Any]:
+    """Subject pattern -> handler of single messages."""
+    from loopwright_common.contracts import subjects as s
+
+    return {
+        s.GROUPS_REGROUPED.pattern: facts.regrouped,
+        s.DEPLOYS.pattern: facts.deployed,
+        s.INVESTIGATIONS_STARTED.pattern: facts.investigating,
+        s.INVESTIGATIONS_COMPLETED.pattern: facts.investigated,
+        s.CHANGES_PROGRESSED.pattern: facts.progressed,
+        s.CHANGES_OPENED.pattern: facts.change_stands,
+        s.CHANGES_UPDATED.pattern: facts.change_stands,
+        s.CHANGES_MERGED.pattern: facts.change_merged,
+        s.CHANGES_CLOSED.pattern: facts.change_closed,
+        s.CHANGES_FAILED.pattern: facts.change_failed,
+        s.CHANGES_REFUSED.pattern: facts.command_refused,
+        s.MEASUREMENTS_STARTED.pattern: facts.measuring,
+        s.MEASUREMENTS_COMPLETED.pattern: facts.measured,
+    }

@@ -1,0 +1,120 @@
+"""A report as the gateway keeps it, and the lines of its timeline."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from loopwright_common.contracts.reports import ReportState
+
+RELEASES_MAX = 100
+
+
+@dataclass
+class Report:
+    """One row of ``reports``. Handlers load it, change it, and save it in one transaction."""
+
+    id: str
+    project: str
+    title: str
+    state: ReportState
+    first_seen: datetime
+    last_seen: datetime
+    opened_at: datetime
+    updated_at: datetime
+    priority: str | None = None
+    question: str = ""
+    state_reason: str = ""
+    services: list[str] = field(default_factory=list)
+    kinds: dict[str, int] = field(default_factory=dict)
+    releases: dict[str, int] = field(default_factory=dict)
+    input: list[str] = field(default_factory=list)
+    weight: float = 0.0
+    signal_count: int = 0
+    live_count: int = 0
+    people_count: int = 0
+    attempt: int = 0
+    change_attempt: int = 0
+    timeline_sequence: int = 0
+    version: int = 0
+    recurrence_of: str | None = None
+    merged_into: str | None = None
+    snoozed_until: datetime | None = None
+    snoozed_at_count: int | None = None
+    snooze_signals: int | None = None
+
+
+@dataclass(frozen=True)
+class TimelineEntry:
+    """One line a person reads: a transition, or something noted. ``cause`` makes it unique on its report."""
+
+    sequence: int
+    kind: str
+    actor: str
+    reason: str
+    at: datetime
+    cause: str
+    from_state: ReportState | None = None
+    to_state: ReportState | None = None
+
+
+@dataclass(frozen=True)
+class SeenSignal:
+    """What exact counting remembers of a signal."""
+
+    signal_id: str
+    report_id: str
+    minute: datetime
+    release: str
+    environment: str
+    kind: str
+    service: str
+    weight: float
+    actor: str
+    backfill: bool
+    counted: bool
+
+
+@dataclass
+class ChangeRecord:
+    """One row of ``changes``. ``body`` is the JSON of contracts.Change once the pull request was opened."""
+
+    id: str
+    project: str
+    report_id: str
+    repository: str
+    suspect: str | None
+    state: str
+    attempt: int
+    title: str
+    requested_by: str
+    created_at: datetime
+    updated_at: datetime
+    fact_at: datetime
+    feedback: list[str] = field(default_factory=list)
+    failure: str = ""
+    merge_commit: str | None = None
+    closed_by: str | None = None
+    body: str | None = None
+
+
+@dataclass(frozen=True)
+class OutboxItem:
+    """Something to do once the transaction stands: publish a fact, set or cancel a timer, publish a configuration."""
+
+    kind: str
+    tokens: dict[str, str]
+    message_id: str
+    about: str
+    payload: str
+    id: int = 0
+
+
+@dataclass(frozen=True)
+class StreamEvent:
+    """One event of ``/v1/stream``."""
+
+    id: int
+    kind: str
+    project: str
+    body: str
