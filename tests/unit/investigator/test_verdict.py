@@ -257,3 +257,27 @@ async def test_history_of_one_commit_has_nothing_to_take_back(new_repo, new_scen
     result, _ = await scene.investigate()
     assert asks(result)
     assert result.confidence <= 1.0
+
+
+async def test_answer_that_names_the_running_release_is_taken_as_the_release_not_as_the_suspect(new_repo, new_scene, shop):
+    repo = new_repo()
+    _, guilty, bad = shop.history(repo)
+    repo.tag("v1.1", bad)
+    for said in (f"We were running {bad[:9]}.", "v1.1, since noon"):
+        scene = new_scene(repo, input=(said,))
+        shop.crash(scene, "nightly-7")
+        result, found = await scene.investigate()
+        assert found.onset.bad.commit == bad
+        assert "Which commit of code was running" not in result.question
+        assert result.suspects[0].commit == guilty
+        assert not found.suspects.candidates[0].named_by_person
+
+
+async def test_answer_that_names_the_function_helps_where_frames_lead_nowhere(new_repo, new_scene, shop, frame):
+    repo = new_repo()
+    good, _, bad = shop.history(repo)
+    scene = shop.deployed(new_scene(repo, input=("It is in src/shop/cart.py, total()",)), good, bad)
+    scene.signal([frame("/opt/legacy/billing/engine.py", 4, "run")], release="1.1")
+    result, found = await scene.investigate()
+    assert found.located.locations[0].path == "src/shop/cart.py"
+    assert "no stack frame maps" not in result.reason

@@ -192,6 +192,7 @@ class Onset:
     gone_chance: float | None = None
     reason: str = ""
     cites: tuple[str, ...] = ()
+    commit_from_person: str = ""  # the running commit, where a person had to say it
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,7 @@ class InvestigatorSettings(ServiceSettings):
     forge_url: str = Field(
         default="http://127.0.0.1:8406", description="The local forge that holds the repositories; empty: fetch each repository's source."
     )
-    forge_token: SecretStr = Field(
-        default=SecretStr(""), description="The forge's token: read scope to fetch; with write scope the forge follows its source first."
-    )
+    forge_token: SecretStr = Field(default=SecretStr(""), description="The forge's token; read scope is enough, and all it should have.")
     concurrency: int = Field(
         default=2, ge=1, le=32, description="Investigations at once: each runs git one process at a time, so one for each core."
     )

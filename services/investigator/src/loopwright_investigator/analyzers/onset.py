@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from loopwright_common.contracts.signals import Deploy
@@ -13,6 +14,8 @@ from loopwright_investigator.poisson import binomial_tail, chance_of_none
 from loopwright_investigator.ports import History
 
 RELEASES_MAX = 40
+WORDS_MAX = 20  # of a person's answer that may name a release
+_NAME = re.compile(r"[A-Za-z0-9][\w.@+/-]{2,80}")
 # A deploy is announced when the new process is up, or a little later; signals may come before the announcement does.
 ANNOUNCED_LATE = timedelta(minutes=10)
 SURE = 0.05  # the usual level; the exact figure is in the evidence
@@ -42,11 +45,15 @@ async def find_onset(case: Case, place: Place, history: History | None, evidence
     A release's commit is the deploy's, else what its name resolves to. Rates are signals per unit of exposure; where the use of the
     service is not known, per hour that the release was live.
     """
-    report = case.ready.report
     releases = await _releases(case, place, history)
+    said = await _said_by_people(case, releases, history)
     hours = not any(release.exposure for release in releases)
     facts = _facts(releases, case.now, hours)
-    cited = _observe(case, facts, hours, evidence)
+    return replace(_find(case, facts, hours, _observe(case, facts, hours, evidence)), commit_from_person=said)
+
+
+def _find(case: Case, facts: tuple[ReleaseFacts, ...], hours: bool, cited: tuple[str, ...]) -> Onset:
+    report = case.ready.report
     seen = [release for release in facts if release.signals]
     if seen:
         bad: ReleaseFacts | None = seen[0]
@@ -96,6 +103,23 @@ async def find_onset(case: Case, place: Place, history: History | None, evidence
         tie = "likely"
         reason = f"first seen in {line(bad.name, 80)}, never in {line(good.name, 80)}, which was used too little to be sure"
     return _with_gone(Onset(report.first_seen, bad, good, newest_seen, facts, tie, chance, reason=reason, cites=cited), hours)
+
+
+async def _said_by_people(case: Case, releases: list[_Release], history: History | None) -> str:
+    """The running commit from people's answers, newest first, where no failing release names one; it is then put into ``releases``."""
+    failing = [release for release in releases if release.signals]
+    if history is None or any(release.resolved for release in failing or releases):
+        return ""
+    for text in reversed(case.ready.report.input[-5:]):
+        for word in [word.strip(".") for word in _NAME.findall(text) if any(character.isdigit() for character in word)][:WORDS_MAX]:
+            commit = await history.resolve(word)
+            if commit is not None:
+                if not failing:
+                    failing = [_Release(word, first_minute=case.ready.report.first_seen, signals=1)]
+                    releases += failing
+                failing[0].resolved = commit
+                return commit
+    return ""
 
 
 async def _releases(case: Case, place: Place, history: History | None) -> list[_Release]:
@@ -218,19 +242,7 @@ def _with_gone(onset: Onset, hours: bool) -> Onset:
     chance = chance_of_none(rate, quiet)
     if not later or quiet <= 0 or chance > GONE:
         return onset
-    return Onset(
-        onset.first_seen,
-        onset.bad,
-        onset.good,
-        onset.newest_seen,
-        onset.releases,
-        onset.tie,
-        onset.chance,
-        later[0],
-        chance,
-        onset.reason,
-        onset.cites,
-    )
+    return replace(onset, gone_since=later[0], gone_chance=chance)
 
 
 def _when(moment: datetime | None) -> str:

@@ -62,7 +62,7 @@ async def find_suspects(case: Case, place: Place, located: Located, onset: Onset
         window=window,
         data={"count": len(commits), "cut": truncated, "good": good, "bad": anchor},
     )
-    person = await _named_by_people(case, history)
+    person = await _named_by_people(case, history) - {onset.commit_from_person}
     for sha in person:
         if sha not in scored and (commit := await history.commit(sha)) is not None:
             scored[sha] = Scored(commit, False)

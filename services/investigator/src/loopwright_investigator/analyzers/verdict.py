@@ -80,7 +80,9 @@ async def judge(
     if addressed.by and addressed.strength >= ADDRESSED_LEAST:
         return Judgement("already_addressed", addressed.reason, addressed.strength, cites=cites(*addressed.cites, *base))
     # Frames that lead nowhere are the question to ask first; what a title's words happen to name in the code is not an answer to it.
-    placed = located.raising is not None or (bool(located.locations) and not located.frames_seen)
+    # A person who answered that question is taken at their word.
+    by_words = bool(located.locations) and (not located.frames_seen or bool(case.ready.report.input))
+    placed = located.raising is not None or by_words
     if not placed and not (suspects.first and suspects.first.named_by_person):
         return _no_place(place, located, history, base)
     if onset.bad is None or onset.bad.commit is None:
