@@ -39,7 +39,8 @@ class Listener:
             async with self._heard:
                 self._heard.notify_all()
 
-        await bus.consume(ConsumerSpec("listener", "gateway", (GROUPS_UPDATED, GROUPS_REGROUPED), ordered=True), hear)
+        subjects = (GROUPS_UPDATED, GROUPS_REGROUPED)
+        await bus.consume(ConsumerSpec("listener", "gateway", subjects, ordered=True, ack_wait=timedelta(seconds=5)), hear)
         return self
 
     async def until(self, condition, seconds=20.0):

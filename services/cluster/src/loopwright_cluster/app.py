@@ -26,6 +26,8 @@ from loopwright_cluster.regrouping import Regrouping, Search, fill_index
 from loopwright_cluster.settings import ClusterSettings
 
 SERVICE = "cluster"
+# How long an ordered flow stands still when this process or the server dies with a batch in hand. A long batch is kept by heartbeats.
+ACK_WAIT = timedelta(seconds=10)
 
 log = structlog.get_logger()
 
@@ -82,9 +84,12 @@ class Service:
         regrouping = Regrouping(self.bus, records, self.index, lock)
         # How reports stand is heard before signals are placed, so that a restart does not put a recurrence into a resolved report.
         await self.bus.consume_batches(
-            ConsumerSpec("cluster-reports", SERVICE, (REPORTS_TRANSITIONED,), ordered=True, batch_max=100), regrouping.hear
+            ConsumerSpec("cluster-reports", SERVICE, (REPORTS_TRANSITIONED,), ordered=True, batch_max=100, ack_wait=ACK_WAIT),
+            regrouping.hear,
         )
-        await self.bus.consume(ConsumerSpec("cluster-commands", SERVICE, (COMMANDS_GROUPS,), ordered=True), regrouping.obey)
+        await self.bus.consume(
+            ConsumerSpec("cluster-commands", SERVICE, (COMMANDS_GROUPS,), ordered=True, ack_wait=ACK_WAIT), regrouping.obey
+        )
         await self.bus.consume_batches(
             ConsumerSpec(
                 "cluster-signals",
@@ -92,7 +97,7 @@ class Service:
                 (SIGNALS,),
                 ordered=True,
                 batch_max=self._batch_max,
-                ack_wait=timedelta(seconds=60),  # a batch of new problems on one slow core; heartbeats go on meanwhile
+                ack_wait=ACK_WAIT,
                 attempts_max=20,  # an hour of waiting for a vector server that is down, before signals go to the dead letters
             ),
             grouping.handle,
