@@ -1,0 +1,95 @@
+"""What a request becomes: read, understood, made durable, answered."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from loopwright_common.bus import Ack, Outgoing
+from loopwright_common.clock import Clock
+from loopwright_common.contracts.signals import Deploy, Exposure, Signal
+from loopwright_common.contracts.subjects import DEPLOYS, EXPOSURES, SIGNALS
+from loopwright_common.problems import FieldError
+from prometheus_client import Counter
+
+from loopwright_ingest.admission import Admission
+from loopwright_ingest.domain import Sender, Understood
+from loopwright_ingest.gather import Gatherer
+from loopwright_ingest.sources import http, sentry
+
+ITEMS = Counter("loopwright_ingest_items", "Items by source and outcome.", ["source", "outcome"])
+SERVICE_OF_EXPOSURE = "unknown"  # a subject needs a token where a client names no service
+
+
+class Intake:
+    """The ways in. Each returns once what was accepted is durable."""
+
+    def __init__(self, admission: Admission, gatherer: Gatherer, clock: Clock) -> None:
+        self._admission = admission
+        self._gatherer = gatherer
+        self._clock = clock
+
+    def now(self) -> datetime:
+        return self._clock.now()
+
+    async def signals(self, items: list[object], sender: Sender) -> http.SignalsAnswer:
+        """Takes posted signals; each item has its own outcome."""
+        now = self.now()
+        results: list[http.ItemResult] = []
+        good: list[tuple[int, Signal]] = []
+        for index, item in enumerate(items):
+            found = http.understand(item, sender, now)
+            if isinstance(found, Signal):
+                good.append((index, found))
+            else:
+                results.append(http.ItemResult(index=index, outcome="rejected", errors=_within(found)))
+        self._admission.spend(sender, len(good))
+        acks = await self._store_signals([signal for _, signal in good])
+        for (index, signal), ack in zip(good, acks, strict=True):
+            results.append(http.ItemResult(index=index, outcome="duplicate" if ack.duplicate else "accepted", id=signal.id))
+        results.sort(key=lambda result: result.index)
+        counts = {outcome: sum(result.outcome == outcome for result in results) for outcome in ("accepted", "duplicate", "rejected")}
+        for outcome, count in counts.items():
+            ITEMS.labels("http", outcome).inc(count)
+        return http.SignalsAnswer(accepted=counts["accepted"], duplicates=counts["duplicate"], rejected=counts["rejected"], results=results)
+
+    async def _store_signals(self, signals: list[Signal]) -> list[Ack]:
+        if not signals:
+            return []
+        return await self._gatherer.submit([_signal(signal) for signal in signals])
+
+    async def sentry(self, items: list[sentry.Item], sender: Sender) -> Understood:
+        """Takes an envelope's items."""
+        found = sentry.understand(items, sender, self.now())
+        self._admission.spend(sender, len(found.signals))
+        messages = [_signal(signal) for signal in found.signals] + [_exposure(item) for item in found.exposures]
+        if messages:
+            acks = await self._gatherer.submit(messages)
+            for ack in acks[: len(found.signals)]:
+                ITEMS.labels("sentry", "duplicate" if ack.duplicate else "accepted").inc()
+        self._admission.record(sender.name, found.drops)
+        ITEMS.labels("sentry", "dropped").inc(len(found.drops))
+        return found
+
+    async def deploy(self, deploy: Deploy) -> Ack:
+        message = Outgoing(DEPLOYS, deploy, f"deploy:{deploy.id}", {"project": deploy.project, "service": deploy.service}, deploy.id)
+        (ack,) = await self._gatherer.submit([message])
+        return ack
+
+    async def exposure(self, items: list[Exposure]) -> list[Ack]:
+        return await self._gatherer.submit([_exposure(item) for item in items])
+
+
+def _signal(signal: Signal) -> Outgoing:
+    tokens = {"project": signal.project, "source": signal.source}
+    return Outgoing(SIGNALS, signal, f"signal:{signal.project}:{signal.id}", tokens, signal.id)
+
+
+def _exposure(item: Exposure) -> Outgoing:
+    # Clients name services as they like; the subject takes one token.
+    token = "".join(character if (character.isalnum() and character.isascii()) or character in "-_" else "-" for character in item.service)
+    tokens = {"project": item.project, "service": token or SERVICE_OF_EXPOSURE}
+    return Outgoing(EXPOSURES, item, f"exposure:{item.id}", tokens, item.id)
+
+
+def _within(errors: list[FieldError]) -> list[FieldError]:
+    return errors[:20]
