@@ -225,7 +225,7 @@ class Checkout:
         """
         commit = await self.resolve(revision)
         branch_name(branch)
-        async with self._borrowed(commit, branch) as directory:
+        async with self.borrowed(commit, branch) as directory:
             await run_git(["bundle", "create", "--quiet", absolute(path), "HEAD", f"refs/heads/{branch}"], git_dir=directory)
         return commit
 
@@ -243,7 +243,7 @@ class Checkout:
         return commit
 
     @asynccontextmanager
-    async def _borrowed(self, commit: str, branch: str) -> AsyncIterator[Path]:
+    async def borrowed(self, commit: str, branch: str) -> AsyncIterator[Path]:
         """A temporary repository that borrows this one's objects and has one branch."""
         with tempfile.TemporaryDirectory(prefix="loopwright-bundle-") as temporary:
             directory = Path(temporary) / "borrowed.git"

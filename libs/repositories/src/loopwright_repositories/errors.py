@@ -9,6 +9,9 @@ RepositoryError                      (with RepositoryUnavailable also loopwright
     ├── UnknownPath                    no such file at that revision
     ├── OutputTooLarge                 git said more than the caller allows
     ├── ManifestInvalid                .loopwright.yaml cannot be understood
+    ├── git.GitFailed                  git ended with an exit code that was not expected
+    ├── publishing.DiffDoesNotApply    the diff does not fit its base
+    ├── publishing.BranchMoved         somebody else pushed to the branch
     ├── ForgeRefused                   the forge understood and said no
     │   └── ForgeConflict              the pull request is not as the caller expected
     └── ForgeNotFound                  the forge has no such thing
