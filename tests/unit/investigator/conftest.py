@@ -414,6 +414,7 @@ class Generator:
             Module(self.name(1), [self.function() for _ in range(self.random.randint(4, 7))]) for _ in range(self.random.randint(4, 7))
         ]
         self.tabs = {module.stem: 4 for module in self.modules}
+        self.kept: list[str] = []  # parts of the lines that the story rests on
         self.authors = ["Alice", "Bob", "Carol", "Dave", "Erin"]
 
     def name(self, words: int = 2) -> str:
@@ -480,6 +481,12 @@ class Generator:
             message, {**files, **(extra or {})}, author=self.random.choice(self.authors), minutes=self.random.randint(5, 300), **fields
         )
 
+    def edit(self, function: Function) -> None:
+        """Changes one line that the story does not rest on."""
+        free = [at for at, (_, text) in enumerate(function.body) if not any(part in text for part in self.kept)]
+        if free:
+            function.body[self.random.choice(free)] = (1, self.statement())
+
     def innocent(self, module: Module, failing: Function | None, statement: str, near_allowed: bool) -> None:
         """One change that breaks nothing."""
         choice = self.random.choice(
@@ -504,7 +511,7 @@ class Generator:
         others = [each for each in self.modules if each is not module]
         if choice == "other function":
             function = self.random.choice([each for each in module.functions if each is not failing])
-            function.body[self.random.randrange(len(function.body))] = (1, self.statement())
+            self.edit(function)
             self.write(module, message=f"Change {function.name}")
         elif choice == "same function" and failing is not None and near_allowed:
             positions = [at for at, (_, text) in enumerate(failing.body) if text != statement and not text.startswith("if ")]
@@ -547,7 +554,7 @@ class Generator:
             branch = f"topic-{len(self.used)}"
             self.repo.fork(branch)
             function = self.random.choice(other.functions)
-            function.body[self.random.randrange(len(function.body))] = (1, self.statement())
+            self.edit(function)
             self.write(other, message=f"Rework {function.name}", branch=branch)
             self.write(message="Say more", extra={"CHANGES.md": f"{self.name(3)}\n"})
             self.repo.merge(branch, author="Erin", minutes=20)
@@ -556,7 +563,7 @@ class Generator:
             before = self.render(module)
             at = self.random.randrange(len(function.body))
             kept = function.body[at]
-            if kept[1] == statement:
+            if any(part in kept[1] for part in self.kept):
                 return
             function.body[at] = (1, self.statement())
             title = f"Try another way in {function.name}"
@@ -566,7 +573,7 @@ class Generator:
         else:
             other = self.random.choice(others)
             function = self.random.choice(other.functions)
-            function.body[self.random.randrange(len(function.body))] = (1, self.statement())
+            self.edit(function)
             self.write(other, message=f"Change {function.name}")
 
     def decoy(self, module: Module, failing: Function, statement: str) -> None:
@@ -577,7 +584,7 @@ class Generator:
             failing.body[self.random.choice(beside)] = (1, self.statement())
             self.write(module, message=f"Tidy {failing.name}")
 
-    def incident(self, kind: str | None = None, quiet: bool = False, decoy: bool = False) -> Incident:
+    def incident(self, kind: str | None = None, quiet: bool = False, decoy: bool = False, near: bool = False) -> Incident:
         """A history that breaks once, by ``kind``; ``quiet``: no commit breaks it or touches the failing function."""
         r = self.random
         kind = kind or r.choice(self.KINDS)
@@ -600,6 +607,7 @@ class Generator:
             error = ("ZeroDivisionError", "division by zero")
         call = f"{failing.name}({noun}, context)"
         caller.body.append((1, f"answer_{noun} = {call}"))
+        self.kept = [f"answer_{noun} = ", f"row_{noun} = ", old, guard, f"{noun}_share = "]
         if kind == "changed producer":
             producer.body.append((1, f'row_{noun} = pack("{key}", {noun}.number)'))
         if quiet or kind != "wrote line":
@@ -613,7 +621,7 @@ class Generator:
         good = self.repo.heads["main"]
         before, after = r.randint(1, 8), r.randint(1, 8)
         for _ in range(before):
-            self.innocent(module, failing, statement, not quiet)
+            self.innocent(module, failing, statement, near or not quiet)
         guilty: str | None = None
         if not quiet:
             message = r.choice([f"Improve {failing.name}", f"Speed up {module.stem}", "Small changes", f"Support {r.choice(NOUNS)}"])
@@ -631,12 +639,12 @@ class Generator:
             changed = {"changed caller": caller_module, "changed producer": producer_module}.get(kind, module)
             extra_function = r.choice([each for each in changed.functions if each not in (failing, caller, producer)])
             if r.random() < 0.4:
-                extra_function.body[0] = (1, self.statement())  # a commit does more than one thing
+                self.edit(extra_function)  # a commit does more than one thing
             guilty = self.write(changed, message=message)
         if decoy:
             self.decoy(module, failing, statement)
         for _ in range(after):
-            self.innocent(module, failing, statement, not quiet)
+            self.innocent(module, failing, statement, near or not quiet)
         bad = self.repo.heads["main"]
         scene = Scene(self.repo, self.root)
         scene.deploy("1.0", good)
@@ -664,9 +672,9 @@ class Generator:
 def new_incident(tmp_path: Path) -> Callable[..., Incident]:
     """A seeded history with one guilty commit (or none, ``quiet``)."""
 
-    def make(seed: int, kind: str | None = None, quiet: bool = False, decoy: bool = False) -> Incident:
-        root = tmp_path / f"{'quiet' if quiet else 'guilty'}-{kind or 'any'}-{seed}-{decoy}"
+    def make(seed: int, kind: str | None = None, quiet: bool = False, decoy: bool = False, near: bool = False) -> Incident:
+        root = tmp_path / f"{'quiet' if quiet else 'guilty'}-{kind or 'any'}-{seed}-{decoy}-{near}"
         root.mkdir()
-        return Generator(seed, Repo(root / "code.git"), root).incident(kind, quiet, decoy)
+        return Generator(seed, Repo(root / "code.git"), root).incident(kind, quiet, decoy, near)
 
     return make

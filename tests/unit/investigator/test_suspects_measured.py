@@ -49,7 +49,7 @@ async def measured(new_incident, seeds, decoy):
 async def test_guilty_commit_is_first_among_innocent_ones(new_incident):
     score = await measured(new_incident, range(8), decoy=False)
     score.show("innocent commits around")
-    # 120 of 120 on 24 seeds when the floors were set; the floors leave room for a change of the generator, not of the ranking.
+    # First in 120 of 120 on 24 seeds, actionable in 25 of 40, when the floors were set.
     assert score.first.total() >= 0.95 * score.total.total()
     assert score.three.total() == score.total.total()
     assert score.actionable.total() >= 0.45 * score.total.total()
@@ -64,14 +64,28 @@ async def test_guilty_commit_is_first_beside_an_innocent_change_of_the_next_line
     assert len(score.wrong) <= 0.04 * score.total.total()
 
 
-async def test_no_commit_is_accused_when_none_touched_what_fails(new_incident):
+async def quiet_verdicts(new_incident, seeds, near):
+    """Histories in which no commit is guilty: who was accused, and how many asked."""
     accused = []
-    for seed in range(12):
-        incident = new_incident(seed, quiet=True)
+    for seed in seeds:
+        incident = new_incident(seed, quiet=True, near=near)
         result, _ = await incident.scene.investigate()
-        print(seed, result.verdict.value, f"{result.confidence:.2f}", result.reason[:160])
         if result.verdict is InvestigationVerdict.ACTIONABLE:
             accused.append((seed, result.reason))
         else:
             assert result.question
-    assert accused == []
+    print(
+        f"no commit is guilty{', innocent ones touch the failing function' if near else ''}: accused {len(accused)} of {len(seeds)}",
+        accused,
+    )
+    return accused
+
+
+async def test_no_commit_is_accused_when_none_touched_what_fails(new_incident):
+    assert await quiet_verdicts(new_incident, range(12), near=False) == []
+
+
+async def test_innocent_commit_in_the_failing_function_is_seldom_accused(new_incident):
+    # An innocent change three lines from an old fault that begins to fail with that very release cannot be told from the cause by
+    # history alone; the sandbox, in which the revert then fails to make the reproduction pass, is what tells. 2 of 40 when it was set.
+    assert len(await quiet_verdicts(new_incident, range(16), near=True)) <= 2

@@ -16,7 +16,7 @@ from loopwright_investigator.domain import Located, Location, Onset, Place, abbr
 from loopwright_investigator.ports import History
 
 FORMATTED_FILES_MAX = 30  # a reformatting of the whole repository is one by its first files
-TIERS = {"line": 20.0, "near": 12.0, "names": 10.0, "function": 8.0, "file": 3.0, "path": 0.5, "none": 0.1}
+TIERS = {"line": 20.0, "near": 12.0, "names": 10.0, "function": 8.0, "file": 1.5, "path": 0.3, "none": 0.05}
 NEAR_LINES = 3
 NAMES_LEAST = 0.4  # of one name: half of a rare name of the error's own text
 TERMS_MAX = 24

@@ -29,7 +29,7 @@ from loopwright_investigator.domain import (
 from loopwright_investigator.ports import History
 
 # Share of the whole that the first suspect must hold, and how far it must be ahead of the second.
-ENOUGH = 0.5
+ENOUGH = 0.55
 ENOUGH_WITHOUT_WINDOW = 0.6
 MARGIN = 2.0
 FAR_ENOUGH = 0.75  # for a commit that only changed the same file, or where no stack frame says what fails
