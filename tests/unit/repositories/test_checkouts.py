@@ -19,6 +19,7 @@ from loopwright_repositories.errors import (
 )
 from loopwright_repositories.git import run_git
 
+HANGS = {"GIT_ALLOW_PROTOCOL": "ext"}  # only here: a transport that waits for ever
 BODY = "def total(cart):\n    amount = 0\n    for item in cart:\n        amount += item.price\n    return amount\n"
 
 
@@ -340,9 +341,23 @@ async def test_hooks_and_configuration_of_a_repository_do_not_run(laid, checkout
     assert not (tmp_path / "ran").exists()
 
 
-async def test_git_is_stopped_at_its_time_and_output_limits(laid):
-    laid.commit("first", {"big": "x\n" * 100_000})
-    with pytest.raises(OutputTooLarge):
-        await run_git(["show", "HEAD:big"], git_dir=laid.path / ".git", output_bytes_max=1000)
-    with pytest.raises(RepositoryUnavailable, match="longer than"):
-        await run_git(["cat-file", "--batch"], git_dir=laid.path / ".git", stdin=None, timeout=timedelta(seconds=0))
+@pytest.mark.timeout(60)
+async def test_git_is_stopped_at_its_output_limit_however_much_is_still_to_come(laid):
+    laid.commit("first", {"big": "x\n" * 2_000_000})
+    for limit in (1_000, 65_536, 65_537, 200_000, 1_000_000, 3_999_999):
+        with pytest.raises(OutputTooLarge):
+            await run_git(["show", "HEAD:big"], git_dir=laid.path / ".git", output_bytes_max=limit)
+    assert len((await run_git(["show", "HEAD:big"], git_dir=laid.path / ".git", output_bytes_max=4_000_000)).stdout) == 4_000_000
+
+
+async def test_git_is_stopped_at_its_time_limit_and_when_its_caller_is_cancelled(laid):
+    laid.commit("first", {"a": "x"})
+    for seconds in (0.0, 0.005, 0.05):
+        with pytest.raises(RepositoryUnavailable, match="longer than"):
+            # Waits for standard input that never comes.
+            await run_git(["fetch", "ext::cat"], git_dir=laid.path / ".git", environment=HANGS, timeout=timedelta(seconds=seconds))
+    running = asyncio.create_task(run_git(["fetch", "ext::cat"], git_dir=laid.path / ".git", environment=HANGS))
+    await asyncio.sleep(0.1)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(running, 5)

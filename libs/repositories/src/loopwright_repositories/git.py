@@ -26,6 +26,7 @@ CONFIG_FILE = Path(__file__).with_name("hardened.gitconfig")
 TIMEOUT = timedelta(seconds=60)  # a read of a large repository takes seconds; a fetch is given its own limit
 OUTPUT_BYTES_MAX = 16 * 1024 * 1024
 STDERR_BYTES_MAX = 64 * 1024
+END_SECONDS = 10.0  # a killed process ends at once; beyond it something outside the group holds its pipes, and waiting helps nobody
 # What a host needs to reach a remote at all: proxies and certificate authorities. Nothing else of the host's environment is passed on.
 _PASSED_ON = ("PATH", "http_proxy", "https_proxy", "HTTPS_PROXY", "no_proxy", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR", "GIT_SSL_CAINFO")
 _RETRY_HELPS = re.compile(
@@ -156,7 +157,7 @@ async def run_git(
     except TimeoutError as error:
         raise RepositoryUnavailable(f"git {name} took longer than {timeout.total_seconds():g} s and was stopped") from error
     finally:
-        await _end(process)
+        await end_process(process)
     said = stderr.decode("utf-8", "replace").strip()
     if exit_code not in expected:
         raise _failure(name, exit_code, said)
@@ -197,12 +198,23 @@ async def _converse(process: asyncio.subprocess.Process, stdin: bytes | None, ou
     return stdout, stderr
 
 
-async def _end(process: asyncio.subprocess.Process) -> None:
-    """Kills whatever is left of the process group, so that no helper (git-remote-http, pack-objects) outlives the call."""
+async def end_process(process: asyncio.subprocess.Process) -> None:
+    """Kills whatever is left of the process group, so that no helper (git-remote-http, pack-objects) outlives the call, and waits for it.
+
+    What it still had to say is read away first: asyncio tells of the end only when the pipes are at theirs, and one whose reader stopped
+    because of a limit never is (Python 3.11 and later).
+    """
     if process.returncode is None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        await asyncio.shield(process.wait())
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(END_SECONDS):
+            await asyncio.gather(_read_away(process.stdout), _read_away(process.stderr), process.wait())
+
+
+async def _read_away(stream: asyncio.StreamReader | None) -> None:
+    while stream is not None and await stream.read(65_536):
+        pass
 
 
 def _failure(name: str, exit_code: int, stderr: str) -> RepositoryError:

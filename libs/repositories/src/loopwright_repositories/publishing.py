@@ -72,23 +72,26 @@ async def _commit(directory: Path, parent: str, diff: str, message: str, person:
         patch = diff.encode() + (b"\n" if diff.endswith("\n") else b"\n\n")  # a binary patch ends with an empty line
         apply = ["apply", "--cached", "--whitespace=nowarn", "-"]
         try:
-            await run_git(apply, git_dir=directory, stdin=patch, environment=environment)
+            said = await run_git(apply, git_dir=directory, stdin=patch, environment=environment)
             named = await run_git(["apply", "--numstat", "-z", "-"], git_dir=directory, stdin=patch)
         except GitFailed as error:
             raise DiffDoesNotApply(f"the diff does not apply to {parent[:12]}: {error.stderr[:500]}") from error
+        if any(line.startswith("error:") for line in said.stderr.splitlines()):
+            # git apply ends with 0 after leaving out a binary file whose part is cut short or corrupt.
+            raise DiffDoesNotApply(f"the diff is damaged: {said.stderr[:500]}")
         tree = commit_sha((await run_git(["write-tree"], git_dir=directory, environment=environment)).text.strip())
     await _check_all_applied(directory, parent, tree, named.stdout)
-    said = await run_git(
+    made = await run_git(
         ["commit-tree", tree, "-p", parent, "-F", "-"],
         git_dir=directory,
         stdin=message.replace("\x00", "").encode(),
         environment=environment,
     )
-    return commit_sha(said.text.strip())
+    return commit_sha(made.text.strip())
 
 
 async def _check_all_applied(directory: Path, parent: str, tree: str, numstat: bytes) -> None:
-    """git apply passes silently over a binary part that was cut short: every file the diff names must have changed."""
+    """Every file that the diff names must have changed."""
     changed = await run_git(["diff-tree", "-r", "-z", "--name-only", "--no-renames", parent, tree], git_dir=directory)
     done = set(changed.text.split("\x00"))
     named = {file.path for files in parse_numstat(f"{parent}\x00".encode() + numstat).values() for file in files}

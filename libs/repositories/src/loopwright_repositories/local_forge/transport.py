@@ -19,7 +19,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from loopwright_repositories.git import hardened_environment
+from loopwright_repositories.git import end_process, hardened_environment
 from loopwright_repositories.local_forge.access import require
 from loopwright_repositories.local_forge.problems import Problem
 from loopwright_repositories.local_forge.repositories import ForgeRepositories
@@ -209,13 +209,12 @@ class _Run:
         if self._feeding is not None:
             self._feeding.cancel()
             await asyncio.gather(self._feeding, return_exceptions=True)
-        if self._process is not None and self._process.returncode is None:
-            try:
-                async with asyncio.timeout(2):  # it closed its output, so it is about to end by itself
-                    await self._process.wait()
-            except TimeoutError:
-                self._kill()
-                await self._process.wait()
+        if self._process is not None:
+            if self._complete:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(2):  # it closed its output, so it is about to end by itself
+                        await self._process.wait()
+            await end_process(self._process)
 
     def _kill(self) -> None:
         if self._process is not None and self._process.returncode is None:
