@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 from loopwright_common.contracts.configuration import ProjectConfig
 from loopwright_common.contracts.investigations import (
@@ -31,7 +32,7 @@ from loopwright_investigator.analyzers.reviewers import find_reviewers
 from loopwright_investigator.analyzers.suspects import find_suspects
 from loopwright_investigator.analyzers.verdict import judge
 from loopwright_investigator.compose import Findings, compose_claims, compose_hypotheses, compose_summary, compose_title
-from loopwright_investigator.domain import Addressed, Case, Evidence, Located, Onset, Place, Suspects, abbreviated, line, short
+from loopwright_investigator.domain import Addressed, Case, Evidence, Located, Onset, Place, Suspects, abbreviated, cites, line, short
 from loopwright_investigator.evidence import supported_claims, supported_hypotheses
 from loopwright_investigator.ports import History
 
@@ -82,7 +83,7 @@ async def investigate(
     if history is not None:
         located = await _locate(case, place, onset, history, evidence)
         suspects = await find_suspects(case, place, located, onset, history, evidence)
-        await _show_diff(suspects, located, history, evidence)
+        suspects = await _show_diff(suspects, located, history, evidence)
         addressed = await find_fix(report.id, case.signals, located, onset, suspects, history, evidence)
         reviewers = await find_reviewers(located, suspects, history, evidence)
         lines = await _suspect_lines(located, history)
@@ -132,11 +133,11 @@ def _with_input(case: Case, position: int) -> Signal:
     return signal.model_copy(update={"body": f"{said}\n{signal.body}"[:16_384]}) if said and position == 0 else signal
 
 
-async def _show_diff(suspects: Suspects, located: Located, history: History, evidence: Evidence) -> None:
-    """Leaves the first suspect's diff of the located files behind as evidence, cut to a screen."""
+async def _show_diff(suspects: Suspects, located: Located, history: History, evidence: Evidence) -> Suspects:
+    """The suspects, the first citing its diff of the located files, which is left behind as evidence, cut to a screen."""
     first = suspects.first
     if first is None:
-        return
+        return suspects
     paths = {location.path for location in located.locations}
     diffs = await history.diff(first.commit)
     chosen = [diff for diff in diffs if diff.path in paths or diff.old_path in paths] or list(diffs[:3])
@@ -148,13 +149,15 @@ async def _show_diff(suspects: Suspects, located: Located, history: History, evi
             shown += [{"added": "+", "deleted": "-", "context": " "}[text.kind] + text.text[:300] for text in hunk.lines]
     cut = len(shown) > DIFF_LINES_SHOWN_MAX
     short_id = abbreviated(first.commit)
-    evidence.observe(
+    observed = evidence.observe(
         "git.diff",
         f"What did {short_id} change there? (git show {short_id} -- {' '.join(each.path for each in chosen[:4])})",
         "\n".join(shown[:DIFF_LINES_SHOWN_MAX]) + ("\n(cut)" if cut else "") or "nothing in text files",
         window=abbreviated(first.commit),
         data={"commit": first.commit, "files": [each.path for each in chosen[:20]]},
     )
+    shown_first = replace(first, cites=cites(observed, *first.cites))
+    return replace(suspects, candidates=(shown_first, *suspects.candidates[1:]), cites=cites(observed, *suspects.cites))
 
 
 async def _suspect_lines(located: Located, history: History) -> tuple[SuspectLines, ...]:

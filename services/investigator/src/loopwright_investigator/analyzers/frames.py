@@ -83,7 +83,7 @@ async def locate(
     if stacks:
         observed = evidence.observe(
             "frames",
-            f"Which files of {history.name} do the stack frames of {plural(len(stacks), 'different stack')} name?",
+            f"Which files of {history.name} do the frames of {plural(len(stacks), 'stack')} name?",
             "\n".join(dict.fromkeys(shown)) if shown else "None of them. " + "; ".join(dict.fromkeys(unmapped)),
             window=", ".join(sorted({abbreviated(stack.commit) for stack in stacks})),
             data={"locations": [_data(location) for location in locations[:20]], "unmapped": list(dict.fromkeys(unmapped))[:20]},
