@@ -1,0 +1,277 @@
+"""What a consumer does with what was delivered to it: the same for every bus.
+
+Read the envelope and the payload, hand them over, then acknowledge, give back with a growing delay, or bury in the dead letters.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Protocol
+
+import structlog
+from opentelemetry import propagate, trace
+from opentelemetry.trace import Link, SpanKind
+from pydantic import ValidationError
+
+from loopwright_common import telemetry
+from loopwright_common.bus import BatchHandler, BusUnavailable, ConsumerSpec, Handler, Received
+from loopwright_common.contracts.envelope import Envelope
+from loopwright_common.contracts.subjects import Subject
+from loopwright_common.errors import Permanent, Retryable, Unavailable
+
+REPLAY_FOR = "Loopwright-Replay-For"
+REASON_CHARACTERS_MAX = 2_000
+LINKS_MAX = 128  # OpenTelemetry's default limit of links per span
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class RawMessage:
+    """A message as the bus keeps it. ``attempt`` is 1 on the first delivery."""
+
+    subject: str
+    headers: dict[str, str]
+    payload: bytes
+    stream: str
+    sequence: int
+    attempt: int
+
+
+class Delivery(Protocol):
+    """A message in our hands until one of these is called."""
+
+    @property
+    def message(self) -> RawMessage: ...
+
+    async def ack(self, confirmed: bool = False) -> None:
+        """Done. ``confirmed`` waits until the server knows."""
+        ...
+
+    async def give_back(self, delay: timedelta) -> None:
+        """Deliver it again after ``delay``."""
+        ...
+
+    async def terminate(self) -> None:
+        """Never again: it is buried."""
+        ...
+
+    async def in_progress(self) -> None:
+        """Still at work: start counting ``ack_wait`` anew."""
+        ...
+
+
+Bury = Callable[[RawMessage, str], Awaitable[None]]
+"""Stores a dead letter with its reason, durably; raises BusUnavailable when it cannot."""
+
+
+class Unreadable(Exception):
+    """The message is not what its subject promises; the text says why."""
+
+
+class Reader:
+    """Turns raw messages into Received ones, by the subjects a consumer takes."""
+
+    def __init__(self, subjects: Sequence[Subject]) -> None:
+        self._patterns = [(subject.pattern.split("."), subject) for subject in subjects]
+
+    def read(self, raw: RawMessage) -> Received[Any]:
+        """The message with its payload and envelope. Raises Unreadable."""
+        tokens = raw.subject.split(".")
+        for pattern, subject in self._patterns:  # noqa: B007  used after the loop
+            if len(pattern) == len(tokens) and all(p == t or p.startswith("{") for p, t in zip(pattern, tokens, strict=True)):
+                break
+        else:
+            raise Unreadable(f"no subject of this consumer matches {raw.subject!r}")
+        project = next((t for p, t in zip(pattern, tokens, strict=True) if p == "{project}"), "")
+        try:
+            envelope = Envelope.from_headers(raw.headers)
+        except KeyError as error:
+            raise Unreadable(f"the envelope lacks the header {error.args[0]}") from error
+        except (ValidationError, ValueError) as error:
+            raise Unreadable(f"the envelope cannot be read: {_brief(error)}") from error
+        if envelope.type != subject.event_type:
+            raise Unreadable(f"the type is {envelope.type!r}, this consumer reads {subject.event_type!r}")
+        try:
+            payload = subject.payload.model_validate_json(raw.payload)
+        except ValidationError as error:
+            raise Unreadable(f"the payload is not a {subject.payload.__name__}: {_brief(error)}") from error
+        return Received(raw.subject, payload, envelope, raw.stream, raw.sequence, raw.attempt, project)
+
+
+def _brief(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        # Where and what, never the input: it may hold a secret and goes into a header.
+        return "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors(include_input=False)[:5])
+    return str(error)[:500]
+
+
+def retry_delay(spec: ConsumerSpec, attempt: int, least: timedelta | None = None) -> timedelta:
+    """The wait after the ``attempt``-th try: ``retry_first``, doubling up to ``retry_most``, and no shorter than ``least``."""
+    grown = min(spec.retry_first * 2.0 ** min(attempt - 1, 30), spec.retry_most)
+    return max(grown, least or timedelta(0))
+
+
+def as_batch_handler(handler: Handler) -> BatchHandler:
+    """A handler of one message as a handler of batches of one."""
+
+    async def handle(messages: Sequence[Received[Any]]) -> None:
+        await handler(messages[0])
+
+    return handle
+
+
+class Worker:
+    """Handles what was delivered. One per consumer and process."""
+
+    def __init__(self, spec: ConsumerSpec, handler: BatchHandler, bury: Bury) -> None:
+        self._spec = spec
+        self._handler = handler
+        self._bury = bury
+        self._reader = Reader(spec.subjects)
+        self._slots = asyncio.Semaphore(1 if spec.ordered else spec.concurrency)
+
+    async def work(self, deliveries: Sequence[Delivery]) -> None:
+        """Handles one batch to its end: every message is acknowledged, given back or buried when this returns.
+
+        When the connection is lost meanwhile, the server delivers again what it did not hear of.
+        """
+        try:
+            async with self._heartbeat(deliveries), self._slots:
+                readable = [pair for delivery in deliveries if (pair := await self._read(delivery)) is not None]
+                if readable:
+                    await self._handle(readable)
+        except BusUnavailable as error:
+            log.warning("acknowledgement_lost", consumer=self._spec.name, messages=len(deliveries), error=str(error))
+        except asyncio.CancelledError:
+            # Draining took too long: somebody else may have it at once.
+            for delivery in deliveries:
+                with suppress(BusUnavailable):
+                    await delivery.give_back(timedelta(0))
+            raise
+
+    async def _read(self, delivery: Delivery) -> tuple[Delivery, Received[Any]] | None:
+        raw = delivery.message
+        wanted = raw.headers.get(REPLAY_FOR)
+        if wanted is not None and wanted != self._spec.name:
+            await delivery.ack()  # replayed for another consumer; this one had it the first time
+            return None
+        if raw.attempt > self._spec.attempts_max:
+            # Its handler never came to an end: the message may well be what kills the process.
+            await self._end(delivery, f"delivered {raw.attempt - 1} times and never finished; the process may have died of it")
+            return None
+        try:
+            return delivery, self._reader.read(raw)
+        except Unreadable as error:
+            await self._end(delivery, str(error))
+            return None
+
+    async def _handle(self, pairs: list[tuple[Delivery, Received[Any]]]) -> None:
+        try:
+            await self._call([received for _, received in pairs])
+        except Exception as error:
+            if len(pairs) == 1:
+                await self._failed(*pairs[0], error)
+            else:
+                log.warning("batch_failed", consumer=self._spec.name, messages=len(pairs), error=_describe(error))
+                await self._one_by_one(pairs)
+        else:
+            for delivery, _ in pairs[:-1]:
+                await delivery.ack()
+            # The last one is confirmed, and with it all before it, so that an ordered flow starts its next batch on known ground.
+            await pairs[-1][0].ack(confirmed=self._spec.ordered or len(pairs) > 1)
+
+    async def _one_by_one(self, pairs: list[tuple[Delivery, Received[Any]]]) -> None:
+        for index, (delivery, received) in enumerate(pairs):
+            try:
+                await self._call([received])
+            except (Unavailable, BusUnavailable) as error:
+                # What fails is beside the messages: trying the rest would only wait for the same answer again.
+                for rest in pairs[index:]:
+                    await self._failed(*rest, error)
+                return
+            except Exception as error:
+                await self._failed(delivery, received, error)
+            else:
+                await delivery.ack(confirmed=self._spec.ordered)
+
+    async def _call(self, messages: list[Received[Any]]) -> None:
+        first = messages[0]
+        one = len(messages) == 1
+        parent = propagate.extract({"traceparent": first.envelope.traceparent}) if one and first.envelope.traceparent else None
+        fields: dict[str, str | int] = {"consumer": self._spec.name, "attempt": first.attempt}
+        if first.project and len({message.project for message in messages}) == 1:
+            fields["project"] = first.project
+        attributes: dict[str, str | int] = {
+            "messaging.system": "nats",
+            "messaging.destination.name": first.stream,
+            "messaging.consumer.group.name": self._spec.name,
+            "messaging.batch.message_count": len(messages),
+        }
+        with (
+            telemetry.bound(**fields),
+            trace.get_tracer("loopwright").start_as_current_span(
+                f"handle {self._spec.name}",
+                context=parent,
+                kind=SpanKind.CONSUMER,
+                links=() if one else _links(messages),
+                attributes=attributes,
+            ),
+        ):
+            await self._handler(messages)
+
+    async def _failed(self, delivery: Delivery, received: Received[Any], error: Exception) -> None:
+        reason = _describe(error)
+        if isinstance(error, Permanent):
+            await self._end(delivery, reason)
+        elif received.attempt >= self._spec.attempts_max:
+            await self._end(delivery, f"gave up after {received.attempt} attempts: {reason}")
+        else:
+            delay = retry_delay(self._spec, received.attempt, error.after if isinstance(error, Retryable) else None)
+            fields = {"consumer": self._spec.name, "subject": received.subject, "sequence": received.sequence, "attempt": received.attempt}
+            if isinstance(error, Retryable):
+                log.warning("message_given_back", reason=reason, delay_seconds=delay.total_seconds(), **fields)
+            else:
+                log.error("handler_crashed", delay_seconds=delay.total_seconds(), exc_info=error, **fields)
+            await delivery.give_back(delay)
+
+    async def _end(self, delivery: Delivery, reason: str) -> None:
+        raw = delivery.message
+        # Buried before it is terminated: a crash in between buries it twice under one id, which is once.
+        await self._bury(raw, reason[:REASON_CHARACTERS_MAX])
+        await delivery.terminate()
+        fields = {"subject": raw.subject, "sequence": raw.sequence, "attempt": raw.attempt}
+        log.error("message_buried", consumer=self._spec.name, reason=reason, **fields)
+
+    @asynccontextmanager
+    async def _heartbeat(self, deliveries: Sequence[Delivery]) -> AsyncIterator[None]:
+        async def beat() -> None:
+            while True:
+                await asyncio.sleep(self._spec.ack_wait.total_seconds() / 3)
+                for delivery in deliveries:
+                    with suppress(BusUnavailable):
+                        await delivery.in_progress()
+
+        task = asyncio.create_task(beat())
+        try:
+            yield
+        finally:
+            task.cancel()
+
+
+def _links(messages: Sequence[Received[Any]]) -> list[Link]:
+    links = []
+    for message in messages[:LINKS_MAX]:
+        if message.envelope.traceparent:
+            context = propagate.extract({"traceparent": message.envelope.traceparent})
+            links.append(Link(trace.get_current_span(context).get_span_context()))
+    return links
+
+
+def _describe(error: Exception) -> str:
+    text = str(error)
+    return text if isinstance(error, Permanent | Retryable) and text else f"{type(error).__name__}: {text}"

@@ -1,0 +1,306 @@
+"""Buckets (NATS ADR-8) and objects (ADR-20, in the part that is needed) on JetStream streams."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import hashlib
+import json
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Any
+
+from nats.aio.msg import Msg
+
+from loopwright_common.bus import BusUnavailable, Conflict, Entry
+from loopwright_common.errors import Permanent
+from loopwright_common.identifiers import new_id
+from loopwright_common.keys import check_bucket, check_key
+from loopwright_common.nats_bus.connection import ApiError, Connection, Headers
+from loopwright_common.nats_bus.streams import STREAM_NAME_IN_USE, STREAM_NOT_FOUND
+
+WRONG_LAST_SEQUENCE = (10071, 10164)
+CHUNK_BYTES = 256 * 1024
+OBJECT_BYTES_MAX = 64 * 1024**2
+IDLE_SECONDS = 5.0  # the server's heartbeat to a watcher
+LOST_SECONDS = 3 * IDLE_SECONDS
+
+
+async def open_stream(connection: Connection, config: dict[str, Any]) -> None:
+    """Makes the stream when it is not there. Raises BusUnavailable."""
+    try:
+        try:
+            await connection.api(f"STREAM.INFO.{config['name']}")
+        except ApiError as error:
+            if error.err_code != STREAM_NOT_FOUND:
+                raise
+            await connection.api(f"STREAM.CREATE.{config['name']}", config)
+    except ApiError as error:
+        if error.err_code != STREAM_NAME_IN_USE:
+            raise BusUnavailable(f"JetStream refused {config['name']}: {error}") from error
+
+
+async def store(connection: Connection, subject: str, payload: bytes, headers: Headers | None = None) -> int:
+    """Publishes to a stream and returns the sequence. Raises Conflict, BusUnavailable, MessageTooLarge."""
+    message = await connection.request(subject, payload, headers=headers)
+    answer: dict[str, Any] = json.loads(message.data)
+    if "error" in answer:
+        error = ApiError(answer["error"])
+        if error.err_code in WRONG_LAST_SEQUENCE:
+            raise Conflict(f"{subject}: {error.description}")
+        raise BusUnavailable(f"{subject} was not taken: {error}")
+    return int(answer["seq"])
+
+
+class NatsKeyValue:
+    """A bucket: the stream ``KV_<bucket>``, one message kept per key."""
+
+    def __init__(self, connection: Connection, bucket: str, replicas: int) -> None:
+        check_bucket(bucket)
+        self._connection = connection
+        self._stream = f"KV_{bucket}"
+        self._prefix = f"$KV.{bucket}."
+        self._replicas = replicas
+
+    async def open(self) -> None:
+        await open_stream(
+            self._connection,
+            {
+                "name": self._stream,
+                "subjects": [f"{self._prefix}>"],
+                "max_msgs_per_subject": 1,
+                "storage": "file",
+                "discard": "new",
+                "allow_rollup_hdrs": True,
+                "deny_delete": True,
+                "allow_direct": True,
+                "num_replicas": self._replicas,
+                "duplicate_window": 120_000_000_000,
+            },
+        )
+
+    async def get(self, key: str) -> Entry | None:
+        found = await self._last(key)
+        return None if found is None or found[1] else found[0]
+
+    async def _last(self, key: str) -> tuple[Entry, bool] | None:
+        """(entry, whether it was deleted). Asked of the stream's leader, so that what was just written is read."""
+        check_key(key)
+        try:
+            answer = await self._connection.api(f"STREAM.MSG.GET.{self._stream}", {"last_by_subj": self._prefix + key})
+        except ApiError as error:
+            if error.code == 404:
+                return None
+            raise BusUnavailable(f"the bucket {self._stream} does not answer: {error}") from error
+        message = answer["message"]
+        headers = base64.b64decode(message.get("hdrs", "")).decode("utf-8", errors="replace")
+        value = base64.b64decode(message.get("data", ""))
+        return Entry(key, value, int(message["seq"])), "KV-Operation:" in headers
+
+    async def create(self, key: str, value: bytes) -> int:
+        check_key(key)
+        try:
+            return await self._write(key, value, 0)
+        except Conflict:
+            found = await self._last(key)
+            if found is None or not found[1]:
+                raise
+            return await self._write(key, value, found[0].revision)
+
+    async def update(self, key: str, value: bytes, revision: int) -> int:
+        check_key(key)
+        return await self._write(key, value, revision)
+
+    async def put(self, key: str, value: bytes) -> int:
+        check_key(key)
+        return await store(self._connection, self._prefix + key, value)
+
+    async def delete(self, key: str) -> None:
+        check_key(key)
+        await store(self._connection, self._prefix + key, b"", {"KV-Operation": "DEL"})
+
+    async def _write(self, key: str, value: bytes, revision: int) -> int:
+        return await store(self._connection, self._prefix + key, value, {"Nats-Expected-Last-Subject-Sequence": str(revision)})
+
+    async def keys(self, prefix: str = "") -> list[str]:
+        found: dict[str, bool] = {}
+        async with contextlib.aclosing(self._changes(prefix)) as changes:
+            async for change in changes:
+                if change is None:
+                    break
+                found[change[0].key] = change[1]
+        return sorted(key for key, deleted in found.items() if not deleted)
+
+    async def watch(self, prefix: str = "") -> AsyncIterator[Entry | None]:
+        started = False
+        async with contextlib.aclosing(self._changes(prefix)) as changes:
+            async for change in changes:
+                if change is None:
+                    started = True
+                    yield None
+                elif change[1]:
+                    if started:
+                        yield Entry(change[0].key, b"", change[0].revision)
+                else:
+                    yield change[0]
+
+    async def _changes(self, prefix: str) -> AsyncGenerator[tuple[Entry, bool] | None, None]:
+        """(entry, deleted) for each key, None once when all that was there was told, then every change. Raises BusUnavailable when lost."""
+        queue: asyncio.Queue[Msg] = asyncio.Queue()
+
+        async def arrived(message: Msg) -> None:
+            queue.put_nowait(message)
+
+        inbox = self._connection.client.new_inbox()
+        subscription = await self._connection.subscribe(inbox, cb=arrived)
+        name = f"watch-{new_id()}"
+        config = {
+            "name": name,
+            "deliver_subject": inbox,
+            "deliver_policy": "last_per_subject",
+            "ack_policy": "none",
+            "max_deliver": 1,
+            "mem_storage": True,
+            "num_replicas": 1,
+            "filter_subject": f"{self._prefix}>",
+            "replay_policy": "instant",
+            "inactive_threshold": int(LOST_SECONDS * 4 * 1_000_000_000),
+            "idle_heartbeat": int(IDLE_SECONDS * 1_000_000_000),
+            "flow_control": True,
+        }
+        try:
+            with self._connection.losing() as lost:
+                try:
+                    made = await self._connection.api(
+                        f"CONSUMER.CREATE.{self._stream}.{name}", {"stream_name": self._stream, "config": config}
+                    )
+                except ApiError as error:
+                    raise BusUnavailable(f"the bucket {self._stream} cannot be watched: {error}") from error
+                told = int(made.get("num_pending", 0)) == 0 and int(made.get("delivered", {}).get("consumer_seq", 0)) == 0
+                if told:
+                    yield None
+                while True:
+                    message = await self._next(queue, lost)
+                    if not message.reply.startswith("$JS.ACK."):
+                        await self._answer_control(message)
+                        continue
+                    key = message.subject.removeprefix(self._prefix)
+                    tokens = message.reply.split(".")
+                    if key.startswith(prefix):
+                        deleted = (message.headers or {}).get("KV-Operation") is not None
+                        yield Entry(key, message.data, int(tokens[-4])), deleted
+                    if not told and int(tokens[-1]) == 0:
+                        told = True
+                        yield None
+        finally:
+            with contextlib.suppress(Exception):
+                await subscription.unsubscribe()
+            with contextlib.suppress(Exception):
+                await self._connection.api(f"CONSUMER.DELETE.{self._stream}.{name}", timeout=1)
+
+    async def _next(self, queue: asyncio.Queue[Msg], lost: asyncio.Event) -> Msg:
+        if not queue.empty():
+            return queue.get_nowait()
+        getting, watching = asyncio.ensure_future(queue.get()), asyncio.ensure_future(lost.wait())
+        try:
+            await asyncio.wait([getting, watching], timeout=LOST_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            if getting.done():
+                return getting.result()
+        finally:
+            for task in (getting, watching):
+                if not task.done():
+                    task.cancel()
+        raise BusUnavailable(f"the bucket {self._stream} is no longer being told of")
+
+    async def _answer_control(self, message: Msg) -> None:
+        """Flow control wants an answer; heartbeats do not, unless they say that the flow is stalled."""
+        stalled = (message.headers or {}).get("Nats-Consumer-Stalled")
+        if message.reply:
+            await self._connection.publish(message.reply)
+        elif stalled:
+            await self._connection.publish(stalled)
+
+
+class NatsObjectStore:
+    """Large values in chunks: the stream ``OBJ_<bucket>``. A value is there when its description is, which is written last."""
+
+    def __init__(self, connection: Connection, bucket: str, replicas: int) -> None:
+        check_bucket(bucket)
+        self._connection = connection
+        self._stream = f"OBJ_{bucket}"
+        self._prefix = f"$O.{bucket}."
+        self._replicas = replicas
+
+    async def open(self) -> None:
+        await open_stream(
+            self._connection,
+            {
+                "name": self._stream,
+                "subjects": [f"{self._prefix}C.>", f"{self._prefix}M.>"],
+                "storage": "file",
+                "discard": "new",
+                "allow_rollup_hdrs": True,
+                "allow_direct": True,
+                "num_replicas": self._replicas,
+            },
+        )
+
+    def _meta(self, name: str) -> str:
+        return f"{self._prefix}M.{base64.urlsafe_b64encode(name.encode()).decode()}"
+
+    async def put(self, name: str, value: bytes) -> None:
+        if len(value) > OBJECT_BYTES_MAX:
+            raise Permanent(f"{name} has {len(value)} bytes; an object may have {OBJECT_BYTES_MAX}")
+        earlier = await self._describe(name)
+        chunk_id = new_id()
+        subject = f"{self._prefix}C.{chunk_id}"
+        for start in range(0, len(value), CHUNK_BYTES):
+            await store(self._connection, subject, value[start : start + CHUNK_BYTES])
+        digest = base64.urlsafe_b64encode(hashlib.sha256(value).digest()).decode()
+        chunks = -(-len(value) // CHUNK_BYTES)
+        meta = {"name": name, "nuid": chunk_id, "size": len(value), "chunks": chunks, "digest": f"SHA-256={digest}"}
+        await store(self._connection, self._meta(name), json.dumps(meta).encode(), {"Nats-Rollup": "sub"})
+        if earlier is not None:
+            await self._purge(f"{self._prefix}C.{earlier['nuid']}")
+
+    async def get(self, name: str) -> bytes | None:
+        meta = await self._describe(name)
+        if meta is None:
+            return None
+        parts: list[bytes] = []
+        sequence = 1
+        for _ in range(int(meta["chunks"])):
+            try:
+                request = {"seq": sequence, "next_by_subj": f"{self._prefix}C.{meta['nuid']}"}
+                message = (await self._connection.api(f"STREAM.MSG.GET.{self._stream}", request))["message"]
+            except ApiError as error:
+                raise BusUnavailable(f"a part of {name} is missing: {error}") from error
+            parts.append(base64.b64decode(message.get("data", "")))
+            sequence = int(message["seq"]) + 1
+        value = b"".join(parts)
+        digest = base64.urlsafe_b64encode(hashlib.sha256(value).digest()).decode()
+        if meta["digest"] != f"SHA-256={digest}":
+            raise BusUnavailable(f"{name} was being replaced while it was read")
+        return value
+
+    async def delete(self, name: str) -> None:
+        meta = await self._describe(name)
+        if meta is not None:
+            await self._purge(self._meta(name))
+            await self._purge(f"{self._prefix}C.{meta['nuid']}")
+
+    async def _describe(self, name: str) -> dict[str, Any] | None:
+        try:
+            answer = await self._connection.api(f"STREAM.MSG.GET.{self._stream}", {"last_by_subj": self._meta(name)})
+        except ApiError as error:
+            if error.code == 404:
+                return None
+            raise BusUnavailable(f"the object store {self._stream} does not answer: {error}") from error
+        meta: dict[str, Any] = json.loads(base64.b64decode(answer["message"]["data"]))
+        return meta
+
+    async def _purge(self, subject: str) -> None:
+        try:
+            await self._connection.api(f"STREAM.PURGE.{self._stream}", {"filter": subject})
+        except ApiError as error:
+            raise BusUnavailable(f"{subject} cannot be removed: {error}") from error

@@ -1,0 +1,338 @@
+"""What the Bus promises, held by the bus in memory and by NATS JetStream alike."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from loopwright_common.bus import Bus, Conflict, ConsumerSpec, MessageTooLarge, Outgoing, Received, Timer
+from loopwright_common.contracts.queries import RatesAnswer, RatesQuery, SearchAnswer, SearchHit, SearchQuery
+from loopwright_common.contracts.signals import Deploy, Signal
+from loopwright_common.contracts.subjects import DEPLOYS, RATES_QUERY, SEARCH_QUERY, SIGNALS
+from loopwright_common.errors import NotFound, Permanent, Retryable, Unavailable
+
+NOW = datetime(2026, 11, 26, 10, 0, tzinfo=UTC)
+SOON = timedelta(milliseconds=50)
+
+
+def signal(number: int, project: str = "shop", body: str = "") -> Outgoing:
+    payload = Signal(
+        id=f"s{number}",
+        project=project,
+        source="http",
+        kind="custom",
+        title=f"number {number}",
+        body=body,
+        occurred_at=NOW,
+        received_at=NOW,
+    )
+    return Outgoing(SIGNALS, payload, f"signal:{project}:{number}", {"project": project, "source": "http"}, payload.id)
+
+
+def spec(name: str, **more: Any) -> ConsumerSpec:
+    return ConsumerSpec(name, "test", more.pop("subjects", (SIGNALS,)), **({"retry_first": SOON, "retry_most": SOON} | more))
+
+
+async def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def test_what_was_published_before_a_consumer_exists_reaches_it(bus: Bus) -> None:
+    acks = [await bus.publish(signal(number)) for number in range(3)]
+    seen: list[Received[Any]] = []
+
+    async def handle(message: Received[Any]) -> None:
+        seen.append(message)
+
+    await bus.consume(spec("late"), handle)
+    await until(lambda: len(seen) == 3)
+
+    assert [message.payload.id for message in seen] == ["s0", "s1", "s2"]
+    assert [message.sequence for message in seen] == [ack.sequence for ack in acks]
+    assert {message.project for message in seen} == {"shop"}
+    assert seen[0].envelope.type == "io.loopwright.signals.v1"
+    assert seen[0].attempt == 1
+
+
+async def test_saying_it_twice_stores_it_once(bus: Bus) -> None:
+    first = await bus.publish(signal(1))
+    again = await bus.publish(signal(1))
+
+    assert not first.duplicate
+    assert again.duplicate
+    assert again.sequence == first.sequence
+
+
+async def test_a_batch_keeps_its_order_and_gives_one_ack_each(bus: Bus) -> None:
+    acks = await bus.publish_batch([signal(number) for number in range(250)])
+
+    assert len(acks) == 250
+    sequences = [ack.sequence for ack in acks]
+    assert sequences == list(range(sequences[0], sequences[0] + 250))
+
+
+async def test_a_batch_with_something_already_stored_stores_the_rest(bus: Bus) -> None:
+    await bus.publish(signal(1))
+
+    acks = await bus.publish_batch([signal(0), signal(1), signal(2), signal(2)])
+
+    assert [ack.duplicate for ack in acks] == [False, True, False, True]
+
+
+async def test_a_message_over_the_servers_limit_is_refused_and_stores_nothing(bus: Bus) -> None:
+    links = tuple({"title": "x" * 500, "url": "u" * 2000} for _ in range(16))
+    frames = tuple({"file": "f" * 512, "function": "g" * 512, "module": "m" * 512, "context": "c" * 512} for _ in range(100))
+    big = signal(1).payload.model_copy(update={"title": "ä" * 512})
+    payload = Signal.model_validate(big.model_dump() | {"body": "b" * 16_000, "links": links, "frames": frames})
+    message = Outgoing(
+        DEPLOYS, Deploy(id="d", project="shop", service="shop", release="r", deployed_at=NOW), "x", {"project": "shop", "service": "shop"}
+    )
+    oversized = Outgoing(SIGNALS, _Huge(**payload.model_dump()), "huge", {"project": "shop", "source": "http"})
+
+    await bus.publish(message)
+    with pytest.raises(MessageTooLarge):
+        await bus.publish(oversized)
+
+
+class _Huge(Signal):
+    padding: str = "x" * (9 * 1024 * 1024)
+
+
+async def test_a_retryable_error_brings_it_back_and_counts_the_attempts(bus: Bus) -> None:
+    attempts: list[int] = []
+
+    async def handle(message: Received[Any]) -> None:
+        attempts.append(message.attempt)
+        if len(attempts) < 3:
+            raise Retryable("not yet")
+
+    await bus.publish(signal(1))
+    await bus.consume(spec("retrying"), handle)
+    await until(lambda: len(attempts) == 3)
+    await asyncio.sleep(0.2)
+
+    assert attempts == [1, 2, 3]
+    assert await bus.dead_letters() == []
+
+
+async def test_a_permanent_error_buries_it_with_the_reason_and_a_replay_reaches_only_who_failed(bus: Bus) -> None:
+    failing: list[int] = []
+    other: list[int] = []
+
+    async def fail(message: Received[Any]) -> None:
+        failing.append(message.attempt)
+        if len(failing) == 1:
+            raise Permanent("the title is blue")
+
+    async def succeed(message: Received[Any]) -> None:
+        other.append(message.attempt)
+
+    await bus.consume(spec("failing"), fail)
+    await bus.consume(spec("other"), succeed)
+    await bus.publish(signal(1))
+    await until(lambda: bool(failing and other))
+    letters = await _letters(bus, 1)
+
+    assert letters[0].reason == "the title is blue"
+    assert letters[0].consumer == "failing"
+    assert letters[0].subject == "signals.shop.http"
+    await bus.replay(letters[0].sequence)
+    await until(lambda: len(failing) == 2)
+    await asyncio.sleep(0.2)
+    assert len(other) == 1
+    assert await bus.dead_letters() == []
+    with pytest.raises(NotFound):
+        await bus.replay(letters[0].sequence)
+
+
+async def _letters(bus: Bus, number: int) -> list[Any]:
+    async with asyncio.timeout(10):
+        while len(found := await bus.dead_letters()) < number:
+            await asyncio.sleep(0.02)
+    return found
+
+
+async def test_too_many_tries_bury_it_and_a_discard_removes_it(bus: Bus) -> None:
+    async def handle(_: Received[Any]) -> None:
+        raise Retryable("never")
+
+    await bus.consume(spec("hopeless", attempts_max=3), handle)
+    await bus.publish(signal(1))
+    (letter,) = await _letters(bus, 1)
+
+    assert letter.attempts == 3
+    assert "never" in letter.reason
+    await bus.discard(letter.sequence, "not worth it")
+    assert await bus.dead_letters() == []
+
+
+async def test_a_poisoned_message_in_a_batch_dies_alone(bus: Bus) -> None:
+    handled: list[str] = []
+
+    async def handle(messages: Sequence[Received[Any]]) -> None:
+        if any(message.payload.id == "s3" for message in messages):
+            raise Permanent("poison")
+        handled.extend(message.payload.id for message in messages)
+
+    await bus.publish_batch([signal(number) for number in range(6)])
+    await bus.consume_batches(spec("batching", batch_max=6), handle)
+    await until(lambda: len(handled) >= 5)
+    (letter,) = await _letters(bus, 1)
+
+    assert sorted(handled) == ["s0", "s1", "s2", "s4", "s5"]
+    assert letter.reason == "poison"
+
+
+async def test_batches_come_in_stream_order_and_no_larger_than_asked(bus: Bus) -> None:
+    batches: list[list[int]] = []
+
+    async def handle(messages: Sequence[Received[Any]]) -> None:
+        batches.append([message.sequence for message in messages])
+
+    await bus.publish_batch([signal(number) for number in range(50)])
+    await bus.consume_batches(spec("ordered", ordered=True, batch_max=20), handle)
+    await until(lambda: sum(map(len, batches)) == 50)
+
+    flat = [sequence for batch in batches for sequence in batch]
+    assert flat == sorted(flat)
+    assert max(map(len, batches)) <= 20
+
+
+async def test_a_buckets_writes_are_compare_and_set(bus: Bus) -> None:
+    bucket = await bus.key_value("things")
+    first = await bucket.create("a.b", b"1")
+    with pytest.raises(Conflict):
+        await bucket.create("a.b", b"2")
+    second = await bucket.update("a.b", b"3", first)
+    with pytest.raises(Conflict):
+        await bucket.update("a.b", b"4", first)
+
+    entry = await bucket.get("a.b")
+    assert entry is not None
+    assert (entry.value, entry.revision) == (b"3", second)
+    await bucket.put("a.c", b"5")
+    assert await bucket.keys("a.") == ["a.b", "a.c"]
+    await bucket.delete("a.b")
+    assert await bucket.get("a.b") is None
+    assert await bucket.keys() == ["a.c"]
+    await bucket.create("a.b", b"6")
+    assert await bucket.get("nothing") is None
+
+
+async def test_only_one_of_many_writers_wins_each_revision(bus: Bus) -> None:
+    bucket = await bus.key_value("counter")
+    await bucket.create("n", b"0")
+
+    async def add() -> None:
+        while True:
+            entry = await bucket.get("n")
+            assert entry is not None
+            try:
+                await bucket.update("n", str(int(entry.value) + 1).encode(), entry.revision)
+            except Conflict:
+                continue
+            return
+
+    await asyncio.gather(*(add() for _ in range(20)))
+    entry = await bucket.get("n")
+    assert entry is not None
+    assert entry.value == b"20"
+
+
+async def test_a_watch_tells_what_is_there_then_none_then_every_change(bus: Bus) -> None:
+    bucket = await bus.key_value("watched")
+    await bucket.put("x.1", b"one")
+    await bucket.put("y.1", b"other")
+    told: list[Any] = []
+
+    async def follow() -> None:
+        async for entry in bucket.watch("x."):
+            told.append(entry if entry is None else (entry.key, entry.value))
+
+    task = asyncio.create_task(follow())
+    await until(lambda: None in told)
+    await bucket.put("x.2", b"two")
+    await bucket.delete("x.1")
+    await until(lambda: len(told) == 4)
+    task.cancel()
+
+    assert told == [("x.1", b"one"), None, ("x.2", b"two"), ("x.1", b"")]
+
+
+async def test_an_empty_bucket_is_told_at_once(bus: Bus) -> None:
+    bucket = await bus.key_value("empty")
+    async with asyncio.timeout(5):
+        async for entry in bucket.watch():
+            assert entry is None
+            break
+
+
+async def test_large_objects_come_back_whole_and_the_newest_counts(bus: Bus) -> None:
+    store = await bus.object_store("bundles")
+    value = bytes(range(256)) * 4096
+    await store.put("one/two three", b"old")
+    await store.put("one/two three", value)
+
+    assert await store.get("one/two three") == value
+    await store.delete("one/two three")
+    assert await store.get("one/two three") is None
+    assert await store.get("never") is None
+
+
+async def test_a_timer_comes_when_it_is_due_and_the_later_one_replaces_the_earlier(bus: Bus) -> None:
+    fired: list[Timer] = []
+
+    async def handle(timer: Timer) -> None:
+        fired.append(timer)
+
+    await bus.on_timer("test", handle)
+    now = datetime.now(UTC)
+    await bus.schedule(Timer(service="test", purpose="wake", key="a/1", due_at=now + timedelta(hours=1)))
+    await bus.schedule(Timer(service="test", purpose="wake", key="a/1", due_at=now + timedelta(seconds=1), data={"n": 2}))
+    await bus.schedule(Timer(service="test", purpose="wake", key="gone", due_at=now + timedelta(seconds=1)))
+    await bus.cancel("test", "wake", "gone")
+    assert fired == []
+    await until(lambda: len(fired) == 1)
+    await asyncio.sleep(0.5)
+
+    assert [(timer.key, timer.data) for timer in fired] == [("a/1", {"n": 2})]
+    assert datetime.now(UTC) >= fired[0].due_at
+
+
+async def test_a_question_is_answered_and_its_errors_come_through(bus: Bus) -> None:
+    async def search(query: SearchQuery) -> SearchAnswer:
+        if query.text == "no":
+            raise Permanent("that cannot be searched")
+        return SearchAnswer(hits=(SearchHit(report_id="r", similarity=0.5, title=query.text),))
+
+    await bus.answer(SEARCH_QUERY, search)
+
+    answer = await bus.ask(SEARCH_QUERY, SearchQuery(project="shop", text="checkout"))
+    assert isinstance(answer, SearchAnswer)
+    assert answer.hits[0].title == "checkout"
+    with pytest.raises(Permanent, match="that cannot be searched"):
+        await bus.ask(SEARCH_QUERY, SearchQuery(project="shop", text="no"))
+    with pytest.raises(Unavailable, match="gateway"):
+        await bus.ask(RATES_QUERY, RatesQuery(project="shop", start=NOW, end=NOW), timedelta(seconds=1))
+    assert RatesAnswer().truncated is False
+
+
+async def test_closing_lets_a_running_handler_finish(bus: Bus) -> None:
+    started, finished = asyncio.Event(), asyncio.Event()
+
+    async def handle(_: Received[Any]) -> None:
+        started.set()
+        await asyncio.sleep(0.3)
+        finished.set()
+
+    await bus.publish(signal(1))
+    await bus.consume(spec("slow"), handle)
+    await asyncio.wait_for(started.wait(), 5)
+    await bus.close()
+
+    assert finished.is_set()
