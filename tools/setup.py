@@ -1,0 +1,180 @@
+"""Brings everything the checkout needs: uv, a virtual environment with the locked packages, the embedding model, a sandbox, a browser.
+
+    python3 tools/setup.py            what `make up` and `make demo` need
+    python3 tools/setup.py --tests    also what `make test` and `make check` need
+
+Standard library only: it runs before anything is installed. A second call takes a moment.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+CACHE = ROOT / ".cache"
+VENV = ROOT / ".venv"
+PYTHON = VENV / "bin" / "python"
+MODEL = CACHE / "models" / "minilm-int8"
+UV_VERSION = "0.13.9"
+PYTHON_LEAST = (3, 11)
+PACKAGES = ["libs/common", "libs/repositories", *sorted(f"services/{path.name}" for path in (ROOT / "services").iterdir() if path.is_dir()), "cli"]
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+CI = os.environ.get("CI", "") not in ("", "0", "false")
+
+
+def say(text: str) -> None:
+    print(f"\033[2m·\033[0m {text}" if sys.stderr.isatty() else f"· {text}", file=sys.stderr, flush=True)
+
+
+def stop(text: str) -> None:
+    print(f"✗ {text}", file=sys.stderr)
+    sys.exit(1)
+
+
+def run(*command: str | Path, quiet: bool = False, **environment: str) -> bool:
+    """Runs a command in the checkout; whether it succeeded. Its output is shown when it failed, or always unless ``quiet``."""
+    done = subprocess.run([str(part) for part in command], cwd=ROOT, env=os.environ | environment, capture_output=quiet, text=True, check=False)
+    if done.returncode and quiet:
+        print((done.stdout or "") + (done.stderr or ""), file=sys.stderr)
+    return done.returncode == 0
+
+
+def find_uv() -> Path | None:
+    for candidate in (CACHE / "uv" / "bin" / "uv", shutil.which("uv")):
+        if candidate and Path(candidate).exists():
+            return Path(candidate)
+    return None
+
+
+def bring_uv() -> Path:
+    """uv, installed into the checkout by whatever pip there is."""
+    if found := find_uv():
+        return found
+    say(f"installing uv {UV_VERSION} into .cache/uv")
+    target = CACHE / "uv"
+    wanted = f"uv=={UV_VERSION}"
+    with_pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    ways = [
+        lambda: subprocess.run([*with_pip, "--target", target, wanted], capture_output=True, check=False).returncode == 0,
+        lambda: _uv_by_venv(target, wanted),
+        lambda: _apt("python3-venv", "python3-pip") and _uv_by_venv(target, wanted),
+    ]
+    for way in ways:
+        if way() and (found := find_uv()):
+            return found
+        for binary in target.glob("**/bin/uv"):
+            return binary
+    stop("uv could not be installed: this Python has neither pip nor venv. As root, type: apt-get install python3-venv")
+    raise AssertionError
+
+
+def _uv_by_venv(target: Path, wanted: str) -> bool:
+    if subprocess.run([sys.executable, "-m", "venv", target], capture_output=True, check=False).returncode != 0:
+        shutil.rmtree(target, ignore_errors=True)
+        return False
+    return run(target / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", wanted, quiet=True)
+
+
+def _apt(*packages: str) -> bool:
+    """Installs Debian packages when we are root and this is Debian; whether it did."""
+    if os.geteuid() != 0 or shutil.which("apt-get") is None:
+        return False
+    say(f"installing the Debian package{'s' if len(packages) > 1 else ''} {', '.join(packages)}")
+    environment = {"DEBIAN_FRONTEND": "noninteractive"}
+    install = ("apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages)
+    return run(*install, quiet=True, **environment) or (run("apt-get", "update", "-qq", quiet=True) and run(*install, quiet=True, **environment))
+
+
+def fingerprint() -> str:
+    """What the environment is made from: when it changes, the environment is made again."""
+    digest = hashlib.sha256(f"{sys.version_info[:2]} {sysconfig.get_platform()} {ROOT}".encode())
+    for path in [ROOT / "requirements.lock", *(ROOT / package / "pyproject.toml" for package in PACKAGES), Path(__file__)]:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def bring_environment() -> None:
+    stamp = VENV / "loopwright.stamp"
+    wanted = fingerprint()
+    if PYTHON.exists() and stamp.exists() and stamp.read_text() == wanted:
+        return
+    uv = bring_uv()
+    if not PYTHON.exists() or not run(PYTHON, "-c", "import sys; sys.exit(sys.version_info < (3, 11))", quiet=True):
+        say(f"making .venv with Python {sys.version.split()[0]}")
+        if not run(uv, "venv", "--quiet", "--clear", "--python", sys.executable, VENV):
+            stop("the virtual environment could not be made")
+    say("installing the locked packages (about 200 MB the first time)")
+    if not run(uv, "pip", "install", "--quiet", "--python", PYTHON, "--require-hashes", "-r", "requirements.lock"):
+        stop("the packages of requirements.lock could not be installed; is there a network?")
+    say("installing Loopwright's own packages from this checkout")
+    editable = [part for package in PACKAGES for part in ("-e", f"./{package}")]
+    if not run(uv, "pip", "install", "--quiet", "--python", PYTHON, "--no-deps", "--no-build-isolation", *editable):
+        stop("Loopwright's own packages could not be installed")
+    stamp.write_text(wanted)
+
+
+def bring_model() -> None:
+    if (MODEL / "manifest.json").exists():
+        return
+    say("building the embedding model (MiniLM, 23 MB)")
+    uv = find_uv()
+    path = f"{uv.parent}{os.pathsep}{os.environ.get('PATH', '')}" if uv else os.environ.get("PATH", "")
+    if not run(PYTHON, "-m", "loopwright_cluster.embedding.model_build", "--out", MODEL, PATH=path):
+        say("the model could not be built: grouping by meaning runs degraded, and says so. The next start tries again.")
+
+
+def bring_sandbox() -> None:
+    """One of the two isolations must hold; bubblewrap is brought where it is missing and can be."""
+    detect = (PYTHON, "-m", "loopwright_pr_agent.sandbox.detect")
+    stamp = CACHE / "sandbox.stamp"
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    now = boot.read_text().strip() if boot.exists() else "unknown"
+    if stamp.exists() and stamp.read_text() == now:
+        return
+    if shutil.which("bwrap") is None:
+        _apt("bubblewrap")
+    if subprocess.run([str(part) for part in detect], cwd=ROOT, capture_output=True, check=False).returncode != 0:
+        say("no sandbox holds on this host: changes will be refused until one does. As root, type: apt-get install bubblewrap")
+        return
+    stamp.parent.mkdir(parents=True, exist_ok=True)
+    stamp.write_text(now)
+
+
+def bring_test_parts() -> None:
+    """A browser and a PostgreSQL for the tests. In CI a missing one is an error; elsewhere the tests that need it say so and are skipped."""
+    missing = []
+    if not any(shutil.which(browser) for browser in BROWSERS):
+        missing.append("chromium")
+    if not list(Path("/usr/lib/postgresql").glob("*/bin/postgres")):
+        missing.append("postgresql")
+    if missing and not _apt(*missing):
+        text = f"{' and '.join(missing)} would be needed for all tests. As root, type: apt-get install {' '.join(missing)}"
+        if CI:
+            stop(text)
+        say(text)
+
+
+def main() -> None:
+    if sys.version_info < PYTHON_LEAST:
+        stop(f"Python {sys.version.split()[0]} is too old: 3.11 or newer is needed.")
+    if shutil.which("git") is None and not _apt("git"):
+        stop("git is needed. As root, type: apt-get install git")
+    started = time.monotonic()
+    bring_environment()
+    bring_model()
+    bring_sandbox()
+    if "--tests" in sys.argv[1:]:
+        bring_test_parts()
+    if time.monotonic() - started > 5:
+        say(f"set up in {time.monotonic() - started:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
