@@ -6,17 +6,20 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from loopwright_common.contracts.signals import Signal
 from loopwright_repositories.diffs import FileDiff
 from loopwright_repositories.history import Commit
 
-from loopwright_investigator.code import enclosing_function, function_named, kind_of, names_in, only_formatting, same_code
+from loopwright_investigator.code import enclosing_function, function_named, kind_of, names_in, only_formatting, same_code, strip_comment
 from loopwright_investigator.domain import Located, Location, Onset, Place, abbreviated, line
 from loopwright_investigator.ports import History
 
 FORMATTED_FILES_MAX = 30  # a reformatting of the whole repository is one by its first files
-TIERS = {"line": 20.0, "near": 12.0, "names": 10.0, "function": 8.0, "file": 1.5, "path": 0.3, "none": 0.05}
+# What was taken away stands in no blame: a pure deletion right before the failing line is nearly as telling as having written it.
+TIERS = {"line": 20.0, "beside": 16.0, "near": 12.0, "names": 10.0, "function": 8.0, "file": 1.5, "path": 0.3, "none": 0.05}
+CLOSE_TIERS = ("line", "beside", "near", "function")
 NEAR_LINES = 3
 NAMES_LEAST = 0.4  # of one name: half of a rare name of the error's own text
 TERMS_MAX = 24
@@ -125,7 +128,7 @@ async def judge_places(scored: Mapping[str, Scored], located: Located, aliases: 
             if tier == "none":
                 continue
             strength = 1.0 + (TIERS[tier] - 1.0) * max(location.weight, 0.02)
-            if tier in ("line", "near", "function"):
+            if tier in CLOSE_TIERS:
                 others += location.weight
             if strength > best:
                 best, best_tier, best_reason = strength, tier, reason
@@ -155,6 +158,8 @@ async def _tier(each: Scored, location: Location, aliases: Mapping[str, set[str]
         if lines is None or not changed:
             break
         at = _same_line(lines, location)
+        if at is not None and at in _removed_before(diff):
+            return "beside", f"took code away right before {where}, {location.path}:{location.line}"
         if at is not None and any(abs(number - at) <= NEAR_LINES for number in changed):
             return "near", f"changed code within {NEAR_LINES} lines of {where}, {location.path}:{location.line}"
         extent = enclosing_function(lines, at, diff.path, location.function) if at is not None else None
@@ -163,6 +168,16 @@ async def _tier(each: Scored, location: Location, aliases: Mapping[str, set[str]
             name = f"{location.function}()" if location.function else "the function"
             return "function", f"changed {name} in {location.path}, which {'raises' if location.raising else 'is involved'}"
     return "file", f"changed {location.path}, {'where it is raised' if location.raising else 'which is involved'}"
+
+
+def _removed_before(diff: FileDiff) -> set[int]:
+    """Line numbers in the new file right before which code was taken away and nothing put in its place."""
+    found: set[int] = set()
+    for hunk in diff.hunks:
+        for before, after in pairwise(hunk.lines):
+            if before.kind == "deleted" and after.kind == "context" and after.new_number and strip_comment(before.text, diff.path):
+                found.add(after.new_number)
+    return found
 
 
 def _changed_positions(diff: FileDiff) -> list[int]:
@@ -221,7 +236,7 @@ async def judge_words(
         if each.place < own and told[0][0] >= NAMES_LEAST:
             each.factor *= own / each.place
             each.place = own
-            each.tier = each.tier if each.tier in ("line", "near", "function") else "names"
+            each.tier = each.tier if each.tier in CLOSE_TIERS else "names"
         each.factor *= 1.0 + (WORDS_MOST - 1.0) * total / 1.5
         each.reasons.insert(
             1 if each.tier not in ("none", "names") else 0,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from loopwright_common.settings import ServiceSettings
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import SettingsConfigDict
 
 
@@ -54,3 +54,9 @@ class InvestigatorSettings(ServiceSettings):
     model_usd_per_million_output: float = Field(
         default=0.0, ge=0.0, le=10_000.0, description="The price of a million output tokens; 0 for a model of your own."
     )
+
+    @model_validator(mode="after")
+    def _a_model_has_a_name(self) -> InvestigatorSettings:
+        if self.model_base_url and not self.model_name:
+            raise ValueError("set LOOPWRIGHT_INVESTIGATOR_MODEL_NAME too: the endpoint is asked for a model by its name")
+        return self

@@ -33,7 +33,7 @@ ENOUGH = 0.55
 ENOUGH_WITHOUT_WINDOW = 0.6
 MARGIN = 2.0
 FAR_ENOUGH = 0.75  # for a commit that only changed the same file, or where no stack frame says what fails
-CLOSE_TIERS = frozenset({"line", "near", "function", "names"})
+CLOSE_TIERS = frozenset({"line", "beside", "near", "function", "names"})
 # Larger reverts are rewrites: nobody can review in minutes what else they take away.
 FILES_MAX = 30
 LINES_MAX = 1_000
