@@ -1,0 +1,35 @@
+"""python -m shop --port 8480"""
+
+import argparse
+import signal
+import socketserver
+import sys
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+from shop import monitoring
+from shop.app import application
+
+
+class Server(socketserver.ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+    request_queue_size = 64
+
+
+class Quiet(WSGIRequestHandler):
+    def log_message(self, *arguments):
+        pass
+
+
+def main():
+    options = argparse.ArgumentParser(prog="shop")
+    options.add_argument("--host", default="127.0.0.1")
+    options.add_argument("--port", type=int, default=8480)
+    given = options.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    wrapped = monitoring.start()(application)
+    with make_server(given.host, given.port, wrapped, Server, Quiet) as server:
+        server.serve_forever(poll_interval=0.1)
+
+
+if __name__ == "__main__":
+    main()
