@@ -342,3 +342,37 @@ def own_checkout():
     if not said:
         pytest.skip("the checkout has a detached head")
     return root, said
+
+
+async def test_log_message_leads_to_the_line_that_writes_it(new_repo, new_scene, shop):
+    code = "def pay(card):\n    if not card.valid:\n        log.error('payment gateway refused card %s', card.last4)\n"
+    code += "    return card.charge()\n"
+    repo = new_repo()
+    repo.commit("Begin", {"shop/pay.py": code, "shop/other.py": "x = 1\n"})
+    good = repo.commit("Explain", {"README.md": "payment gateway refused card\n"})
+    guilty = repo.commit("Validate cards", {"shop/pay.py": code.replace("card.valid", "card.valid(strict=True)")}, author="Dave")
+    scene = shop.deployed(new_scene(repo), good, guilty)
+    scene.signal(kind=SignalKind.LOG, title="payment gateway refused card 4242", release="1.1")
+    result, found = await scene.investigate()
+    assert found.located.locations[0].path == "shop/pay.py"
+    assert found.located.locations[0].line == 3
+    assert result.suspects[0].commit == guilty
+    assert any(observation.kind == "git.grep" for observation in result.evidence)
+
+
+async def test_change_to_the_dependencies_is_suspected_of_a_missing_module(new_repo, new_scene, shop, frame):
+    repo = new_repo()
+    repo.commit("Begin", {"shop/pay.py": "import stripe\n\n\ndef pay():\n    return stripe.pay()\n", "requirements.txt": "stripe==5\n"})
+    good = repo.commit("Explain", {"README.md": "# Shop\n"})
+    repo.commit("Other work", {"shop/other.py": "x = 1\n"})
+    guilty = repo.commit("Drop what is not used", {"requirements.txt": "requests==2\n"}, author="Dave")
+    scene = shop.deployed(new_scene(repo), good, guilty)
+    scene.signal(
+        [frame("/app/shop/pay.py", 1, "<module>", "import stripe")],
+        release="1.1",
+        exception_type="ModuleNotFoundError",
+        exception_value="No module named 'stripe'",
+    )
+    result, _ = await scene.investigate()
+    assert result.suspects[0].commit == guilty
+    assert any("dependencies" in reason for reason in result.suspects[0].reasons)
