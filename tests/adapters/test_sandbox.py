@@ -1,0 +1,267 @@
+"""The Sandbox port against real isolations: what is inside cannot reach what is outside, and ends when it should."""
+
+# ruff: noqa: ASYNC221, ASYNC240 (a test may well block while it looks at the host)
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from loopwright_pr_agent.sandbox.bubblewrap import BubblewrapSandbox
+from loopwright_pr_agent.sandbox.detect import candidates, choose, probe
+from loopwright_pr_agent.sandbox.landlock import LandlockSandbox
+from loopwright_pr_agent.sandbox.port import MIB, InputFile, Limits, RunRequest, SandboxBroken
+
+TOOLCHAINS = (Path(sys.base_prefix), Path(sys.prefix))
+LIMITS = Limits(wall_seconds=30, cpu_seconds=20, memory_bytes=256 * MIB, file_bytes=4 * MIB, processes=48, output_bytes=MIB)
+
+
+@pytest.fixture(params=["bubblewrap", "landlock"])
+async def sandbox(request):
+    for candidate in candidates(request.param):
+        finding = await probe(candidate)
+        if finding.holds:
+            return candidate
+    pytest.skip(f"{request.param} does not hold here: {finding.reason}")
+
+
+@pytest.fixture
+def workspace(tmp_path):
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder.stat().st_uid == os.getuid() and folder != Path("/") and "pytest" in str(folder):
+            folder.chmod(0o711)  # pytest makes them 0700
+    place = tmp_path / "workspace"
+    place.mkdir()
+    return place
+
+
+@pytest.fixture
+def run(sandbox, workspace):
+    async def start(code: str, *, shell: bool = False, limits: Limits = LIMITS, **more):
+        argv = ("sh", "-c", code) if shell else ("python", "-c", code)
+        return await sandbox.run(RunRequest(argv, workspace, TOOLCHAINS, limits=limits, **more))
+
+    return start
+
+
+async def test_a_command_runs_and_its_exit_code_and_output_come_back(run, workspace):
+    result = await run("echo hello; echo oops >&2; touch made; exit 3", shell=True)
+    assert (result.outcome, result.exit_code) == ("exited", 3)
+    assert "hello" in result.output_tail
+    assert "oops" in result.output_tail
+    assert (workspace / "made").exists()
+    assert result.isolation in ("bubblewrap", "landlock+seccomp")
+    assert any("not covered" in fact for fact in result.facts)
+
+
+async def test_host_files_cannot_be_read(run, tmp_path):
+    secret = tmp_path / "secret"
+    secret.write_text("outside-content")
+    secret.chmod(0o644)
+    home = Path.home() / f".loopwright-test-{os.getpid()}"
+    home.write_text("outside-content")
+    home.chmod(0o644)
+    try:
+        for path in (secret, home, "/etc/shadow", f"/proc/{os.getpid()}/environ", "/proc/1/environ"):
+            result = await run(f"data = open({str(path)!r}, 'rb').read(); print('READ', len(data), 'outside-content' in str(data))")
+            # A process number may exist inside a process table of its own; its environment then is the sandbox's.
+            assert result.exit_code != 0 or b"outside" not in result.output_tail.encode(), path
+            assert "True" not in result.output_tail
+            if "proc" not in str(path):
+                assert result.exit_code == 1, path
+    finally:
+        home.unlink()
+
+
+async def test_the_services_environment_and_open_files_do_not_reach_the_command(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("LOOPWRIGHT_SECRET", "do-not-tell")
+    leaked = os.open(tmp_path, os.O_RDONLY)
+    os.set_inheritable(leaked, True)
+    try:
+        result = await run(
+            "import os, glob\nprint(dict(os.environ))\n"
+            "for path in glob.glob('/proc/[0-9]*/environ'):\n"
+            "    try: print(open(path).read())\n"
+            "    except OSError: pass\n"
+            "for number in range(3, 200):\n"
+            "    try: os.fstat(number); print('OPEN', number)\n"
+            "    except OSError: pass\n"
+        )
+    finally:
+        os.close(leaked)
+    assert result.passed, result.output_tail
+    assert "do-not-tell" not in result.output_tail
+    assert "OPEN" not in result.output_tail
+    assert "LOOPWRIGHT_SECRET" not in result.output_tail
+
+
+async def test_the_network_is_closed_even_to_loopback(run):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        result = await run(f"import socket; socket.create_connection(('127.0.0.1', {port}), 2); print('CONNECTED')")
+    assert result.exit_code == 1
+    assert "CONNECTED" not in result.output_tail
+
+
+async def test_unix_sockets_of_the_host_cannot_be_reached(run, tmp_path):
+    path = tmp_path / "engine.sock"
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+        path.chmod(0o777)
+        server.listen()
+        result = await run(f"import socket; s = socket.socket(socket.AF_UNIX); s.connect({str(path)!r}); print('CONNECTED')")
+    assert "CONNECTED" not in result.output_tail
+    assert result.exit_code == 1
+
+
+async def test_nothing_outside_the_workspace_can_be_written(run, tmp_path):
+    for place in (tmp_path / "planted", "/usr/planted", "/etc/planted", f"{sys.prefix}/planted", "/var/tmp/planted"):
+        result = await run(f"open({str(place)!r}, 'w').write('x')")
+        assert result.exit_code == 1, place
+        assert not Path(place).exists()
+
+
+@pytest.mark.parametrize(
+    "attempt",
+    [
+        "os.unshare(0x10000000)" if hasattr(os, "unshare") else "libc.unshare(0x10000000)",
+        "libc.syscall(56, 0x10000011, 0, 0, 0, 0)",
+        "libc.ptrace(16, os.getppid(), 0, 0)",
+        "libc.syscall(250, 0, 0, 0, 0)",
+        "libc.syscall(321, 0, 0, 0)",
+        "libc.syscall(425, 8, 0)",
+        "libc.mount(b'none', b'/tmp', b'tmpfs', 0, 0)",
+        "libc.syscall(323, 0)",
+        "libc.syscall(298, 0, 0, -1, -1, 0)",
+    ],
+)
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="system call numbers of x86_64")
+async def test_dangerous_system_calls_and_nested_namespaces_are_refused(run, attempt):
+    result = await run(
+        f"import ctypes, os\nlibc = ctypes.CDLL(None, use_errno=True)\nvalue = {attempt}\nprint(value, ctypes.get_errno())\n"
+    )
+    assert result.exit_code == 0, result.output_tail
+    assert result.output_tail.split()[0] == "-1", result.output_tail
+    assert result.output_tail.split()[1] in ("1", "38")
+
+
+async def test_a_fork_bomb_is_bounded_and_leaves_nobody_behind(run):
+    before = time.monotonic()
+    code = "import os, time\ntop = 0\nwhile True:\n    try:\n        os.fork()\n    except OSError:\n        time.sleep(0.05)\n"
+    result = await run(code, limits=Limits(wall_seconds=3, cpu_seconds=20, memory_bytes=1024 * MIB, processes=48))
+    assert result.outcome in ("timed_out", "killed")
+    assert time.monotonic() - before < 20
+    assert not subprocess.run(["pgrep", "-f", "os.fork"], capture_output=True, text=True).stdout.strip()
+
+
+async def test_processes_that_detach_themselves_end_with_the_run(run):
+    result = await run("setsid nohup sleep 321 >/dev/null 2>&1 & sleep 0.3; echo done", shell=True)
+    assert result.passed
+    await asyncio.sleep(0.2)
+    assert not subprocess.run(["pgrep", "-f", "sleep 321"], capture_output=True, text=True).stdout.strip()
+
+
+async def test_a_file_over_the_limit_is_not_written(run, workspace):
+    result = await run("import os\nfile = open('big', 'wb')\nfor _ in range(64): file.write(b'x' * 1048576)\n")
+    assert result.exit_code != 0
+    assert (workspace / "big").stat().st_size <= LIMITS.file_bytes
+
+
+async def test_the_deadline_ends_a_run_and_its_children(run):
+    before = time.monotonic()
+    result = await run("sleep 300 & sleep 300", shell=True, limits=Limits(wall_seconds=1))
+    assert result.outcome == "timed_out"
+    assert result.exit_code is None
+    assert time.monotonic() - before < 10
+
+
+async def test_a_busy_loop_ends_at_its_processor_time(run):
+    result = await run("while True: pass", limits=Limits(wall_seconds=20, cpu_seconds=1))
+    assert result.outcome in ("timed_out", "killed")
+    assert result.wall_seconds < 15
+
+
+async def test_memory_over_the_limit_is_refused(run):
+    result = await run("x = bytearray(1024 * 1024 * 1024); print('HAD IT')")
+    assert result.outcome == "out_of_memory"
+    assert "HAD IT" not in result.output_tail
+
+
+async def test_memory_of_many_processes_together_is_bounded(run):
+    code = "import os, time\nfor _ in range(6):\n    if os.fork() == 0:\n        x = b'x' * (100 * 1048576)\n        time.sleep(60)\n"
+    code += "time.sleep(60)"
+    result = await run(code)
+    assert result.outcome == "out_of_memory"
+    assert result.wall_seconds < 20
+
+
+async def test_a_flood_of_output_ends_the_run_and_only_a_tail_is_kept(run):
+    result = await run("import sys\nwhile True: sys.stdout.write('flood ' * 1000)")
+    assert result.outcome == "output_limit"
+    assert len(result.output_tail.encode()) <= LIMITS.tail_bytes + 64
+
+
+async def test_cancelling_ends_the_run(run, workspace):
+    task = asyncio.create_task(run("touch started; sleep 222", shell=True))
+    for _ in range(200):
+        if (workspace / "started").exists():
+            break
+        await asyncio.sleep(0.05)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert not subprocess.run(["pgrep", "-f", "sleep 222"], capture_output=True, text=True).stdout.strip()
+
+
+async def test_input_files_are_named_by_variables_and_read_only(run):
+    result = await run(
+        "import os\npath = os.environ['LOOPWRIGHT_SIGNALS']\nprint(open(path).read())\nopen(path, 'w')",
+        inputs=(InputFile("signals.json", b'[{"title": "x"}]', "LOOPWRIGHT_SIGNALS"),),
+    )
+    assert '"title": "x"' in result.output_tail
+    assert result.exit_code == 1
+
+
+async def test_an_ordinary_projects_tests_run(run, workspace):
+    (workspace / "shop.py").write_text("import asyncio\n\nasync def total(items):\n    await asyncio.sleep(0)\n    return sum(items)\n")
+    (workspace / "test_shop.py").write_text(
+        "import asyncio, subprocess, sys, tempfile, pathlib\nfrom shop import total\n\n"
+        "def test_total():\n    assert asyncio.run(total([1, 2])) == 3\n\n"
+        "def test_child(tmp_path):\n    assert subprocess.run([sys.executable, '-c', 'print(1)'], capture_output=True).stdout == b'1\\n'\n"
+        "    (tmp_path / 'a').write_text('b')\n"
+    )
+    result = await run("python -m pytest -q -p no:cacheprovider", shell=True, limits=Limits(wall_seconds=60))
+    assert result.passed, result.output_tail
+    assert "2 passed" in result.output_tail
+    assert result.cpu_seconds > 0
+
+
+async def test_a_command_that_is_not_there_fails_as_a_command(sandbox, workspace):
+    result = await sandbox.run(RunRequest(("no-such-program",), workspace, TOOLCHAINS, limits=LIMITS))
+    assert (result.outcome, result.exit_code) == ("exited", 126)
+    assert "no-such-program" in result.output_tail
+
+
+async def test_a_missing_bubblewrap_is_told_and_never_runs_the_command_unconfined(workspace):
+    with pytest.raises(SandboxBroken):
+        await BubblewrapSandbox("/nonexistent/bwrap").run(RunRequest(("touch", "made"), workspace))
+    assert not (workspace / "made").exists()
+
+
+async def test_a_kernel_without_landlock_is_refused_before_anything_runs(workspace, monkeypatch):
+    monkeypatch.setattr("loopwright_pr_agent.sandbox.landlock.abi", lambda: 0)
+    with pytest.raises(SandboxBroken, match=r"5\.13"):
+        await LandlockSandbox().run(RunRequest(("touch", "made"), workspace))
+    assert not (workspace / "made").exists()
+
+
+async def test_the_choice_names_what_holds(sandbox):
+    chosen, findings = await choose("bubblewrap" if sandbox.isolation == "bubblewrap" else "landlock")
+    assert chosen.isolation == sandbox.isolation
+    assert findings[-1].holds
