@@ -168,8 +168,7 @@ async def _converse(process: asyncio.subprocess.Process, stdin: bytes | None, ou
     async def feed() -> None:
         if stdin is not None and process.stdin is not None:
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                process.stdin.write(stdin)
-                await process.stdin.drain()
+                await write_to(process.stdin, stdin)
             process.stdin.close()
 
     async def read_output() -> bytes:
@@ -210,6 +209,15 @@ async def end_process(process: asyncio.subprocess.Process) -> None:
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(END_SECONDS):
             await asyncio.gather(_read_away(process.stdout), _read_away(process.stderr), process.wait())
+
+
+async def write_to(stream: asyncio.StreamWriter, content: bytes) -> None:
+    """Writes to a process. Raises BrokenPipeError or ConnectionResetError when it reads no more, on uvloop too, which has its own error."""
+    try:
+        stream.write(content)
+        await stream.drain()
+    except RuntimeError as error:
+        raise BrokenPipeError("the process closed its input") from error
 
 
 async def _read_away(stream: asyncio.StreamReader | None) -> None:

@@ -5,7 +5,7 @@
     version: 1
     setup: pip install -e .          # one shell line, or a list of shell lines run in order until one fails
     test: python -m pytest -q
-    reproduce: python replay.py      # gets the failing signal as JSON in the file that LOOPWRIGHT_SIGNAL names
+    reproduce: python replay.py      # LOOPWRIGHT_SIGNALS names a file with example signals, a JSON list
     services:                        # service name: the folder that holds it
       checkout: services/checkout
     protected_paths:                 # gitignore patterns no proposed change may touch

@@ -19,7 +19,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from loopwright_repositories.git import end_process, hardened_environment
+from loopwright_repositories.git import end_process, hardened_environment, write_to
 from loopwright_repositories.local_forge.access import require
 from loopwright_repositories.local_forge.problems import Problem
 from loopwright_repositories.local_forge.repositories import ForgeRepositories
@@ -247,8 +247,8 @@ class _Run:
                 taken += len(chunk)
                 if taken > self._input_bytes_max:
                     raise Problem(413, f"the request is over {self._input_bytes_max} bytes; for pushes see LOOPWRIGHT_FORGE_PUSH_BYTES_MAX")
-                process.stdin.write(chunk)
-                await process.stdin.drain()
+                if chunk:
+                    await write_to(process.stdin, chunk)
         except (BrokenPipeError, ConnectionResetError):
             return  # it has read what it wanted
         except (ClientDisconnect, Problem):
