@@ -161,7 +161,7 @@ class Demo:
             first = next(commit for commit in self.outcome.commits if commit["first_release"])
             self.outcome.guilty = self.outcome.commits[first["number"] + 1]["commit"]
             self.say(f"{len(self.outcome.commits)} commits of history laid down in {source}")
-            self.wait("the project to be taken", lambda: self.api.put(f"/v1/projects/{PROJECT}", self._project(source)))
+            self._apply(source, watched=False)
             dsn = self._key(["sentry:write"], "shop")["dsn"]
             self.deploy_key = self._key(["deploys:write"], "")["secret"]
             self.ticket_key = self._key(["signals:write"], "")["secret"]
@@ -170,10 +170,18 @@ class Demo:
             self._send_deployer(f"deploy {first['commit']}")
             self._await_deploy(first["commit"])
             self.say(f"release {short(first['commit'])} is live at {self.shop_url}: “{plain(first['subject'])}”")
+            self._apply(source, watched=True)
             self._start_traffic()
             time.sleep(HEALTHY_SECONDS)
             stage.said = f"{PER_SECOND} requests/s, all well"
             self.say(f"customers come, {PER_SECOND} requests a second; nothing is reported")
+
+    def _apply(self, source: Path, *, watched: bool) -> None:
+        """Declares the project; its health check only once there is something to watch."""
+        project = self._project(source)
+        if not watched:
+            project["services"][0]["health_checks"] = []
+        self.wait("the project to be taken", lambda: self.api.put(f"/v1/projects/{PROJECT}", project))
 
     def _project(self, source: Path) -> dict[str, Any]:
         return {
@@ -304,15 +312,13 @@ class Demo:
             for claim in found["claims"][:6]:
                 self.say(f"· {plain(claim['statement'])} [dim]{plain(' '.join(claim['cites']))}[/]")
             for number, suspect in enumerate(found["suspects"][:3], start=1):
-                self.say(
-                    f"{number}. suspect {short(suspect['commit'])} “{plain(suspect['title'])}” by {plain(suspect['author'])}, {suspect['score']:.2f}"
-                )
+                author = plain(suspect["author"])
+                self.say(f"{number}. suspect {short(suspect['commit'])} “{plain(suspect['title'])}” by {author}, {suspect['score']:.2f}")
                 for reason in suspect["reasons"][:3] if number == 1 else []:
                     self.say(f"     [dim]{plain(reason)}[/]")
             self.say(f"{found['priority']}, {plain(found['verdict'])}: {plain(found['reason'])}")
-            stage.said = (
-                f"{found['priority']}, {found['verdict']}, suspect {short(found['suspects'][0]['commit']) if found['suspects'] else 'none'}"
-            )
+            first = short(found["suspects"][0]["commit"]) if found["suspects"] else "none"
+            stage.said = f"{found['priority']}, {found['verdict']}, suspect {first}"
 
     def _change(self) -> None:
         with self.stage("The change, made and checked in a sandbox") as stage:
@@ -324,9 +330,8 @@ class Demo:
                 mark = {"success": "[green]✓[/]", "failure": "[red]✕[/]"}.get(check["conclusion"] or "", "○")
                 self.say(f"{mark} {plain(check['name'])} [dim]{plain(check['summary'])}[/]")
             isolation = ", ".join(sorted({run["isolation"] for run in change["runs"]}))
-            self.say(
-                f"pull request #{pull['number']} {plain(pull['url'])}: proof [bold]{plain(change['proof'])}[/], run under {plain(isolation)}"
-            )
+            self.say(f"pull request #{pull['number']} {plain(pull['url'])}")
+            self.say(f"proof [bold]{plain(change['proof'])}[/], run under {plain(isolation)}")
             stage.said = f"#{pull['number']}, {change['proof']}"
 
     def _merge(self) -> None:
