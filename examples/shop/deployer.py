@@ -2,8 +2,8 @@
 
     python examples/shop/deployer.py --repository http://127.0.0.1:8406/git/shop.git --folder /tmp/shop
 
-Reads commands from standard input, one a line: ``deploy <commit>``, ``follow`` (deploy main whenever it moves), ``quit``. Prints an event as
-a JSON line for each thing done. Secrets come from the environment: SHOP_REPOSITORY_TOKEN, SHOP_DEPLOY_KEY, SHOP_SENTRY_DSN.
+Reads commands from standard input, one a line: ``deploy <commit>``, ``follow`` (deploy main whenever it moves), ``quit``. Prints an event
+as a JSON line for each thing done. Secrets come from the environment: SHOP_REPOSITORY_TOKEN, SHOP_DEPLOY_KEY, SHOP_SENTRY_DSN.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import json
 import os
 import queue
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -71,6 +72,8 @@ class Deployer:
     def wait_until_up(self) -> None:
         deadline = time.monotonic() + START_SECONDS_MAX
         while time.monotonic() < deadline:
+            if self.process is None or self.process.poll() is not None:
+                raise RuntimeError("the shop ended while it started; is its port taken?")
             try:
                 with urllib.request.urlopen(f"http://127.0.0.1:{self.options.port}/health", timeout=1):
                     return
@@ -116,6 +119,7 @@ def main() -> None:
     options.add_argument("--port", type=int, default=8480)
     options.add_argument("--ingest", default="http://127.0.0.1:8401")
     given = options.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that the shop is stopped too
     given.folder.mkdir(parents=True, exist_ok=True)
     deployer = Deployer(given)
     commands: queue.Queue[str] = queue.Queue()
