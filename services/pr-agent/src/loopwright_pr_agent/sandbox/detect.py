@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -70,7 +69,7 @@ async def probe(sandbox: Sandbox) -> Finding:
             result = await sandbox.run(RunRequest(argv, root / "workspace", limits=limits))
         except (SandboxError, OSError) as error:
             return Finding(sandbox.isolation, False, str(error))
-        if not result.passed or os.path.exists(root / "planted"):
+        if not result.passed or await asyncio.to_thread((root / "planted").exists):
             return Finding(sandbox.isolation, False, f"it runs but does not confine: {result.outcome}, {result.output_tail.strip()[-300:]}")
         return Finding(sandbox.isolation, True, "; ".join(result.facts))
 
