@@ -193,7 +193,7 @@ class Demo:
                     "name": "shop",
                     "repository": "shop",
                     "health_checks": [
-                        {"name": "checkout", "url": f"{self.shop_url}/health/checkout", "interval": 1, "failures_before_signal": 2}
+                        {"name": "checkout", "url": f"{self.shop_url}/health/checkout", "interval": 1, "failures_before_signal": 3}
                     ],
                 }
             ],
