@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
 
-from loopwright_common.contracts.base import CommitSha, Contract, Identifier, Line, Name
+from loopwright_common.contracts.base import CommitSha, Contract, Identifier, Line, Name, ShortText, UtcDatetime
 from loopwright_common.contracts.changes import (
     Change,
     ChangeClosed,
+    ChangeCommand,
     ChangeFailed,
     ChangeMerged,
     ChangeRequested,
@@ -25,11 +26,14 @@ from loopwright_common.contracts.changes import (
     PullRequest,
     SandboxRun,
 )
-from loopwright_common.contracts.investigations import Cost
+from loopwright_common.contracts.investigations import Cost, Investigation
 from loopwright_common.errors import Permanent
 
 TAIL_CHARACTERS_MAX = 4_000  # of a run's output in a change: fifty runs still fit one message
+CHANGE_BYTES_MAX = 800 * 1024  # a message holds 1 MiB; beyond this the transcript is cut to the last lines of each run
 SHORT = 2_000  # ShortText with room for an ellipsis
+_NOT_IN_NAME = re.compile(r"[<>\x00-\x1f\x7f]")
+_NOT_IN_EMAIL = re.compile(r"[<>\s\x00-\x1f\x7f]")
 _SLUG = re.compile(r"[^a-z0-9]+")
 
 Phase = Literal["working", "prepared", "in_review", "merged", "closed", "failed"]
@@ -45,6 +49,15 @@ class NoSafeChange(Permanent):
         self.runs = tuple(runs)
 
 
+class Ending(Contract):
+    """How a pull request ended: ``commit`` is the merge; without one it was closed."""
+
+    by: Line
+    at: UtcDatetime
+    commit: CommitSha | None = None
+    reason: ShortText = ""
+
+
 class Progress(Contract):
     """What is kept of a change between messages and over crashes. Written by compare-and-set only."""
 
@@ -53,13 +66,12 @@ class Progress(Contract):
     report_id: Identifier
     attempt: int
     phase: Phase
-    requested_at: datetime
+    requested_at: UtcDatetime
     service: Line = ""
     base_branch: Line = "main"
     branch: Line = ""
     change: Change | None = None
-    merged: ChangeMerged | None = None  # without its investigation, which is kept beside it
-    closed: ChangeClosed | None = None
+    ending: Ending | None = None
     failed: ChangeFailed | None = None
     updates: int = 0  # how many times ``updated`` was said: numbers its message ids
 
@@ -115,6 +127,11 @@ def shorten(text: str, limit: int = SHORT) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
+def printable(text: str) -> str:
+    """The text without control characters, which JSON would blow up six times and a terminal might obey."""
+    return "".join(character if character.isprintable() or character in "\n\t" else "\ufffd" for character in text)
+
+
 def cost_of(runs: Sequence[SandboxRun], wall_seconds: float) -> Cost:
     """What the change used: the time from start to end, and the processor time of all its runs."""
     return Cost(wall_seconds=round(wall_seconds, 3), cpu_seconds=round(sum(run.cpu_seconds for run in runs), 3))
@@ -164,6 +181,9 @@ def prepared(progress: Progress, proposal: Proposal, verified: Verified, reposit
         cost=cost,
         at=at,
     )
+    if len(change.model_dump_json().encode()) > CHANGE_BYTES_MAX:
+        short = tuple(run.model_copy(update={"output_tail": run.output_tail[-200:]}) for run in change.runs)
+        change = change.model_copy(update={"runs": short})
     return progress.model_copy(update={"phase": "prepared", "change": change})
 
 
@@ -194,3 +214,65 @@ def with_details(known: Sequence[CheckRun], found: Sequence[CheckRun]) -> tuple[
         for check in found
     ]
     return tuple(sorted(merged, key=lambda check: check.name))[:50] if merged else tuple(known)
+
+
+def ended(progress: Progress, ending: Ending, at: datetime) -> Progress:
+    """The change after its pull request was merged or closed."""
+    assert progress.change is not None
+    merged = ending.commit is not None
+    change = progress.change.model_copy(update={"state": ChangeState.MERGED if merged else ChangeState.CLOSED, "at": at})
+    return progress.model_copy(update={"phase": "merged" if merged else "closed", "ending": ending, "change": change})
+
+
+def failed(progress: Progress, reason: str, missing: str, runs: Sequence[SandboxRun], cost: Cost, at: datetime) -> Progress:
+    """The change that could not be made safely."""
+    fact = ChangeFailed(
+        change_id=progress.change_id,
+        project=progress.project,
+        report_id=progress.report_id,
+        reason=shorten(reason),
+        missing=shorten(missing),
+        runs=tuple(run.model_copy(update={"output_tail": run.output_tail[-2_000:]}) for run in runs[:50]),
+        cost=cost,
+        at=at,
+    )
+    return progress.model_copy(update={"phase": "failed", "failed": fact})
+
+
+def merged_fact(progress: Progress, ending: Ending, investigation: Investigation) -> ChangeMerged:
+    """What measure waits for."""
+    assert progress.change is not None
+    assert ending.commit is not None
+    return ChangeMerged(
+        change_id=progress.change_id,
+        project=progress.project,
+        report_id=progress.report_id,
+        repository=progress.change.repository,
+        service=progress.service,
+        merge_commit=ending.commit,
+        merged_by=ending.by,
+        merged_at=ending.at,
+        investigation=investigation,
+    )
+
+
+def closed_fact(progress: Progress, ending: Ending) -> ChangeClosed:
+    """The end without a merge."""
+    return ChangeClosed(
+        change_id=progress.change_id,
+        project=progress.project,
+        report_id=progress.report_id,
+        closed_by=ending.by,
+        reason=ending.reason,
+        at=ending.at,
+    )
+
+
+def person_of(command: ChangeCommand) -> tuple[str, str]:
+    """Name and e-mail address as git can write them, of the person who gave a command."""
+    login = command.actor.partition(":")[2] or command.actor
+    name = " ".join(_NOT_IN_NAME.sub(" ", command.actor_name or login).split())[:200] or "somebody"
+    email = _NOT_IN_EMAIL.sub("", command.actor_email)[:254]
+    if not re.fullmatch(r"[^@]+@[^@]+", email):
+        email = f"{_SLUG.sub('-', login.lower()).strip('-')[:64] or 'somebody'}@localhost"
+    return name, email

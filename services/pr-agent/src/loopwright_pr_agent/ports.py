@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,6 +11,7 @@ from loopwright_common.contracts.changes import Change, ChangeRequested, CheckRu
 from loopwright_common.contracts.configuration import RepositoryConfig
 from loopwright_common.contracts.investigations import Investigation
 from loopwright_repositories.checkout import Checkout
+from loopwright_repositories.forges.port import ForgeCheckRun, ForgePullRequest
 
 from loopwright_pr_agent.domain import Progress, Proposal
 
@@ -31,6 +33,30 @@ class PullRequestSeen(Contract):
     ended_at: str = ""
     checks: tuple[CheckRun, ...] = ()
     reason: ShortText = ""
+
+
+def seen_of(pull: ForgePullRequest, checks: Sequence[ForgeCheckRun]) -> PullRequestSeen:
+    """A forge's pull request in our words."""
+    ended_at = pull.merged_at or pull.closed_at
+    return PullRequestSeen(
+        pull_request=PullRequest(
+            number=pull.number,
+            url=pull.web_url,
+            branch=pull.head,
+            base=pull.base,
+            head_commit=pull.head_commit,
+            draft=pull.draft,
+            state=pull.state,
+        ),
+        merge_commit=pull.merge_commit,
+        ended_by=pull.merged_by or pull.closed_by,
+        ended_at=ended_at.isoformat() if ended_at is not None else "",
+        checks=tuple(
+            CheckRun(name=check.name, status=check.status, conclusion=check.conclusion, summary=check.summary[:2_000])
+            for check in sorted(checks, key=lambda check: check.name)
+        )[:50],
+        reason=pull.mergeable_reason,
+    )
 
 
 @dataclass(frozen=True)
@@ -57,7 +83,9 @@ class ProgressStore(Protocol):
 
     async def investigation(self, project: str, change_id: str) -> Investigation: ...
 
-    async def in_review(self) -> list[Kept]: ...
+    async def in_review(self) -> list[Kept]:
+        """All whose pull request is open as far as we know."""
+        ...
 
 
 class Repositories(Protocol):

@@ -23,9 +23,8 @@ from loopwright_repositories.forges.port import Forge, ForgePullRequest, Person
 from loopwright_repositories.publishing import push_diff
 from pydantic import SecretStr, ValidationError
 
-from loopwright_pr_agent.adapters.forge_view import seen_of
 from loopwright_pr_agent.policy import DiffLimits, check_diff
-from loopwright_pr_agent.ports import PullRequestSeen
+from loopwright_pr_agent.ports import PullRequestSeen, seen_of
 
 JOB_BYTES_MAX = 4 * 1024 * 1024
 TOKEN_BYTES_MAX = 4_096

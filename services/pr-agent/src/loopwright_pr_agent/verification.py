@@ -17,7 +17,7 @@ from loopwright_repositories.checkout import Checkout
 from loopwright_repositories.git import GitFailed
 from loopwright_repositories.manifest import FoundManifest
 
-from loopwright_pr_agent.domain import TAIL_CHARACTERS_MAX, NoSafeChange, Proposal, Verified, shorten
+from loopwright_pr_agent.domain import TAIL_CHARACTERS_MAX, NoSafeChange, Proposal, Verified, printable, shorten
 from loopwright_pr_agent.sandbox.port import InputFile, Limits, RunRequest, RunResult, Sandbox
 from loopwright_pr_agent.workspaces import workspace
 
@@ -89,7 +89,7 @@ class Verification:
             failed = await self._lines(f"{step}.reproduce", manifest.reproduce, folder)
         if failed is None:
             raise self._unsafe(
-                f"The failure does not happen on the current main ({self.proposal.base_commit[:12]}): replaying the example signals passes.",
+                f"The failure does not happen on the current main ({self.proposal.base_commit[:12]}): replaying the signals passes.",
                 "Is it already fixed, or does it need data or settings that the replay does not have?",
             )
         if failed.outcome == "exited" and failed.exit_code == REPRODUCED:
@@ -155,7 +155,7 @@ class Verification:
             exit_code=result.exit_code,
             wall_seconds=result.wall_seconds,
             cpu_seconds=result.cpu_seconds,
-            output_tail=result.output_tail[-TAIL_CHARACTERS_MAX:],
+            output_tail=printable(result.output_tail)[-TAIL_CHARACTERS_MAX:],
         )
         if len(self.runs) < 50:
             self.runs.append(run)

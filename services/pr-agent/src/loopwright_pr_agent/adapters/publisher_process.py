@@ -30,7 +30,7 @@ class PublisherProcess:
     forge_url: str
     write_token_file: Path | None
     merge_token_file: Path | None
-    limits: DiffLimits = DiffLimits()
+    limits: DiffLimits
 
     async def ensure(self, repository: RepositoryConfig) -> None:
         job = self._job("ensure", repository.name, source=repository.source, default_branch=repository.default_branch)

@@ -1,0 +1,1 @@
+"""Ways to make a change: each behind the Strategy port."""
