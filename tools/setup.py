@@ -24,7 +24,8 @@ PYTHON = VENV / "bin" / "python"
 MODEL = CACHE / "models" / "minilm-int8"
 UV_VERSION = "0.13.9"
 PYTHON_LEAST = (3, 11)
-PACKAGES = ["libs/common", "libs/repositories", *sorted(f"services/{path.name}" for path in (ROOT / "services").iterdir() if path.is_dir()), "cli"]
+SERVICES = sorted(f"services/{path.parent.name}" for path in ROOT.glob("services/*/pyproject.toml"))
+PACKAGES = ["libs/common", "libs/repositories", *SERVICES, "cli"]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 CI = os.environ.get("CI", "") not in ("", "0", "false")
 
@@ -40,7 +41,8 @@ def stop(text: str) -> None:
 
 def run(*command: str | Path, quiet: bool = False, **environment: str) -> bool:
     """Runs a command in the checkout; whether it succeeded. Its output is shown when it failed, or always unless ``quiet``."""
-    done = subprocess.run([str(part) for part in command], cwd=ROOT, env=os.environ | environment, capture_output=quiet, text=True, check=False)
+    arguments = [str(part) for part in command]
+    done = subprocess.run(arguments, cwd=ROOT, env=os.environ | environment, capture_output=quiet, text=True, check=False)
     if done.returncode and quiet:
         print((done.stdout or "") + (done.stderr or ""), file=sys.stderr)
     return done.returncode == 0
@@ -89,7 +91,9 @@ def _apt(*packages: str) -> bool:
     say(f"installing the Debian package{'s' if len(packages) > 1 else ''} {', '.join(packages)}")
     environment = {"DEBIAN_FRONTEND": "noninteractive"}
     install = ("apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages)
-    return run(*install, quiet=True, **environment) or (run("apt-get", "update", "-qq", quiet=True) and run(*install, quiet=True, **environment))
+    if run(*install, quiet=True, **environment):
+        return True
+    return run("apt-get", "update", "-qq", quiet=True) and run(*install, quiet=True, **environment)
 
 
 def fingerprint() -> str:
@@ -148,7 +152,7 @@ def bring_sandbox() -> None:
 
 
 def bring_test_parts() -> None:
-    """A browser and a PostgreSQL for the tests. In CI a missing one is an error; elsewhere the tests that need it say so and are skipped."""
+    """A browser and a PostgreSQL for the tests. In CI a missing one is an error; elsewhere the tests that need it are skipped, saying so."""
     missing = []
     if not any(shutil.which(browser) for browser in BROWSERS):
         missing.append("chromium")
