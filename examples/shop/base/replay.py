@@ -22,7 +22,7 @@ def replay(request):
         "REQUEST_METHOD": request.get("method") or "GET",
         "PATH_INFO": url.path or "/",
         "QUERY_STRING": request.get("query_string") or url.query,
-        "wsgi.input": io.BytesIO(),
+        "wsgi.input": io.BytesIO(str(request.get("data") or "").encode()),
         "wsgi.errors": sys.stderr,
     }
     try:
