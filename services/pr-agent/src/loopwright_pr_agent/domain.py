@@ -58,6 +58,14 @@ class Ending(Contract):
     reason: ShortText = ""
 
 
+class Wish(Contract):
+    """Who asked for which end."""
+
+    action: Literal["merge", "decline"]
+    by: Line
+    reason: ShortText = ""
+
+
 class Progress(Contract):
     """What is kept of a change between messages and over crashes. Written by compare-and-set only."""
 
@@ -71,6 +79,7 @@ class Progress(Contract):
     base_branch: Line = "main"
     branch: Line = ""
     change: Change | None = None
+    wish: Wish | None = None  # of a person, being carried out: an end of that kind is theirs, whoever sees it first
     ending: Ending | None = None
     failed: ChangeFailed | None = None
     updates: int = 0  # how many times ``updated`` was said: numbers its message ids

@@ -31,7 +31,7 @@ from loopwright_common.projects import Projects
 from loopwright_repositories.errors import ForgeConflict, ForgeNotFound, RepositoryRefused
 
 from loopwright_pr_agent import body, domain
-from loopwright_pr_agent.domain import Ending, NoSafeChange, Progress
+from loopwright_pr_agent.domain import Ending, NoSafeChange, Progress, Wish
 from loopwright_pr_agent.making import Workshop, repository_of, service_of
 from loopwright_pr_agent.ports import ForgeView, Kept, ProgressStore, Publication, Publisher, PullRequestSeen
 
@@ -186,20 +186,35 @@ class Changing:
             head = now_there.pull_request.head_commit[:12]
             raise _Refusal(f"the branch is at {head} now, and {expected[:12]} was looked at: look again, then merge")
         name, email = domain.person_of(command)
-        seen = await self._publisher.merge(
-            change.repository, change.pull_request.number, expected_head=expected, name=name, email=email, key=command.command_id
-        )
-        await self._end(kept, seen, command.actor, command.comment)
+        kept = await self._wish(kept, Wish(action="merge", by=command.actor, reason=command.comment))
+        try:
+            seen = await self._publisher.merge(
+                change.repository, change.pull_request.number, expected_head=expected, name=name, email=email, key=command.command_id
+            )
+        except RepositoryRefused:
+            await self._wish(kept, None)
+            raise
+        await self._end(kept, seen)
 
     async def _decline(self, kept: Kept, command: ChangeCommand) -> None:
         change = kept.progress.change
         assert change is not None
         assert change.pull_request is not None
         comment = body.plain(command.comment, 1_500) or "Declined in the inbox."
-        seen = await self._publisher.close(
-            change.repository, change.pull_request.number, actor=command.actor, comment=comment, key=command.command_id
-        )
-        await self._end(kept, seen, command.actor, command.comment)
+        kept = await self._wish(kept, Wish(action="decline", by=command.actor, reason=command.comment))
+        try:
+            seen = await self._publisher.close(
+                change.repository, change.pull_request.number, actor=command.actor, comment=comment, key=command.command_id
+            )
+        except RepositoryRefused:
+            await self._wish(kept, None)
+            raise
+        await self._end(kept, seen)
+
+    async def _wish(self, kept: Kept, wish: Wish | None) -> Kept:
+        if kept.progress.wish == wish:
+            return kept
+        return await self._store.update(kept, kept.progress.model_copy(update={"wish": wish}))
 
     async def _request_changes(self, progress: Progress, command: ChangeCommand) -> None:
         change = progress.change
@@ -243,7 +258,10 @@ class Changing:
         assert change.pull_request is not None
         seen = await self._view.look(change.repository, change.pull_request.number)
         if seen.pull_request.state != "open":
-            await self._end(kept, seen, f"forge:{seen.ended_by or 'somebody'}", "")
+            # Read again: a person's wish may have been noted after this look began.
+            latest = await self._store.get(kept.progress.project, kept.progress.change_id)
+            if latest is not None and latest.progress.phase == "in_review":
+                await self._end(latest, seen)
             return
         updated = domain.seen(kept.progress, seen.pull_request, domain.with_details(change.checks, seen.checks), self._clock.now())
         if updated is not None and updated.change is not None:
@@ -251,13 +269,17 @@ class Changing:
             await self._say(CHANGES_UPDATED, updated.change, f"updated:{updated.updates}", updated)
             await self._store.update(kept, updated)
 
-    async def _end(self, kept: Kept, seen: PullRequestSeen, actor: str, reason: str) -> None:
+    async def _end(self, kept: Kept, seen: PullRequestSeen) -> None:
         now = self._clock.now()
         at = datetime.fromisoformat(seen.ended_at) if seen.ended_at else now
         merged = seen.pull_request.state == "merged"
-        ending = Ending(by=actor[:512], at=at, commit=seen.merge_commit if merged else None, reason=domain.shorten(reason))
+        wish = kept.progress.wish
+        theirs = wish is not None and wish.action == ("merge" if merged else "decline")
+        by = wish.by if wish is not None and theirs else f"forge:{seen.ended_by or 'somebody'}"[:512]
+        reason = wish.reason if wish is not None and theirs else ""
+        ending = Ending(by=by, at=at, commit=seen.merge_commit if merged else None, reason=reason)
         await self._say_ending(kept.progress, ending)
-        log.info("change_ended", change_id=kept.progress.change_id, state=seen.pull_request.state, by=actor)
+        log.info("change_ended", change_id=kept.progress.change_id, state=seen.pull_request.state, by=by)
         await self._store.update(kept, domain.ended(kept.progress, ending, now))
 
     async def _say_ending(self, progress: Progress, ending: Ending) -> None:
