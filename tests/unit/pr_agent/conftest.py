@@ -1,7 +1,5 @@
 """A small shop with a guilty commit, the local forge as its own process, and a pr-agent on the bus in memory."""
 
-# ruff: noqa: ASYNC210, ASYNC221, ASYNC240 (a test may well block while it waits for another process)
-
 from __future__ import annotations
 
 import asyncio

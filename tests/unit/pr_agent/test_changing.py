@@ -1,7 +1,5 @@
 """From a request to a merge, with real git, a real sandbox and the forge as a process of its own."""
 
-# ruff: noqa: ASYNC221, ASYNC240
-
 from __future__ import annotations
 
 import asyncio
@@ -265,5 +263,6 @@ async def test_without_a_write_token_the_change_fails_naming_the_variable(stage,
 
 
 MANIFEST = "version: 1\ntest: python -m pytest -q -p no:cacheprovider\nreproduce: python replay.py\n"
+BAD = "def total(items):\n    return sum(items) / len(items) * len(items)\n\n\ndef name():\n    return 'shop'\n"
 GOOD_SHOP = "def total(items):\n    return sum(items)\n"
 PASSING = "raise SystemExit(0)\n"
