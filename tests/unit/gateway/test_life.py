@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+from contextlib import suppress
 from typing import Any
 
 import pytest
 from loopwright_common.contracts import subjects as s
 from loopwright_common.contracts.configuration import Promotion
 from loopwright_common.contracts.reports import DismissReason, ReportState
-from loopwright_common.errors import LoopwrightError, Refused
+from loopwright_common.errors import LoopwrightError
 from loopwright_common.testing.clock import START
 from loopwright_gateway.domain import FOLLOWS, OPEN_WORK, Action, Facts, IllegalTransition, actions, check, promote, waits_for
 
@@ -56,7 +57,8 @@ def test_history_alone_never_promotes_and_a_burst_is_waited_for() -> None:
     assert not promote(promotion, weight=99, live_signals=0, **arguments).ready
     assert promote(promotion, weight=1, live_signals=1, **arguments).at is None
     early = promote(promotion, weight=2, live_signals=1, **arguments)
-    assert not early.ready and early.at == START + promotion.group_wait
+    assert not early.ready
+    assert early.at == START + promotion.group_wait
     assert promote(promotion, weight=2, live_signals=1, opened_at=START, now=early.at).ready
 
 
@@ -109,8 +111,6 @@ async def test_no_order_of_facts_and_wishes_leaves_the_table(gateway: Any, seed:
     await gateway.open()
     for step in range(40):
         gateway.clock.advance(seconds=rng.choice([0, 1, 90]))
-        try:
+        with suppress(LoopwrightError):  # a refusal is an answer; anything else is a bug
             await (_wish(gateway, rng) if rng.random() < 0.4 else _fact(gateway, rng, step))
-        except (Refused, LoopwrightError) as refusal:
-            assert str(refusal)
     await gateway.check_timeline()
