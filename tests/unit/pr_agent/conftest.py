@@ -140,14 +140,20 @@ class Stage:
         self.service: Service | None = None
 
     async def begin(self) -> None:
+        await self.begin_with(self.source)
+        await self.listen()
+
+    async def begin_with(self, source: Path) -> None:
+        """The configuration, with the repository imported from ``source``."""
         config = ProjectConfig(
             name="acme",
-            repositories=(RepositoryConfig(name=self.name, source=str(self.source)),),
+            repositories=(RepositoryConfig(name=self.name, source=str(source)),),
             services=(ServiceConfig(name="checkout", repository=self.name),),
         )
         bucket = await self.bus.key_value(CONFIG_BUCKET)
         await bucket.put("project.acme", PublishedProject(number=1, revision=1, config=config).model_dump_json().encode())
 
+    async def listen(self) -> None:
         async def hear(received) -> None:
             self.said.append(received.payload)
 
