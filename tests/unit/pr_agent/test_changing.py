@@ -36,6 +36,8 @@ async def test_a_revert_is_proven_twice_and_opened_as_a_draft(stage, guilty):
         "verify.baseline.reproduce": 1, "verify.changed.reproduce": 0, "verify.changed.test": 0,
     }  # fmt: skip
     assert change.cost.wall_seconds > 0
+    await asyncio.sleep(1)  # the poll sees what it expects and says nothing
+    assert len([fact for fact in stage.said if type(fact) is Change]) == 1
     async with stage.forge() as forge:
         pull = await forge.get_pull_request(stage.name, change.pull_request.number)
         assert pull.head.startswith("loopwright/rep1-zerodivisionerror")

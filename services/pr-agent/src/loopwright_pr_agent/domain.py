@@ -158,10 +158,10 @@ def checks_of(verified: Verified) -> tuple[CheckRun, ...]:
         f"$ {run.command}\n[{run.step}: {run.outcome} {run.exit_code}]\n{run.output_tail[-1_500:]}" for run in verified.runs
     )
     tests = "The repository's tests pass with the change." if verified.tests_passed else "No tests of the repository speak for the change."
-    return (
+    return (  # by name, as the forge's are listed
+        check("loopwright/diff-policy", True, "Size, protected paths, secrets and binary files were checked."),
         check("loopwright/reproduction", reproduced, verified.reason, transcript),
         check("loopwright/tests", True if verified.tests_passed else None, tests),
-        check("loopwright/diff-policy", True, "Size, protected paths, secrets and binary files were checked."),
     )
 
 

@@ -40,9 +40,9 @@ class BubblewrapSandbox:
     async def run(self, request: RunRequest) -> RunResult:
         if not self._program:
             raise SandboxBroken("bubblewrap is not installed: there is no 'bwrap' on PATH")
-        uid = own_uid()
-        async with scratch(request, uid) as made:
-            return await run_confined(self._confined(request, made, uid), request.limits)
+        with own_uid() as uid:
+            async with scratch(request, uid) as made:
+                return await run_confined(self._confined(request, made, uid), request.limits)
 
     def _confined(self, request: RunRequest, made: Scratch, uid: int | None) -> Confined:
         inputs = {item.variable: f"{INPUTS}/{item.name}" for item in request.inputs}

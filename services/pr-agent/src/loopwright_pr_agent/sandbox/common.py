@@ -4,31 +4,44 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import os
+import random
 import shutil
+import socket
 import tempfile
-import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from loopwright_pr_agent.sandbox.port import RunRequest
+from loopwright_pr_agent.sandbox.port import RunRequest, SandboxBroken
 
 # Debian Policy 9.2.2: 60000 to 64999 are given to nobody by default. Each run at once gets one of its own, so that its processes can be
 # counted, limited (RLIMIT_NPROC counts per user) and ended together.
 FIRST_UID, UIDS = 60_100, 400
-_free = itertools.cycle(range(FIRST_UID, FIRST_UID + UIDS))
-_lock = threading.Lock()
 
 
-def own_uid() -> int | None:
-    """A user id for one run where the service is root; None where it is not and so cannot become anybody else."""
+@contextmanager
+def own_uid() -> Iterator[int | None]:
+    """A user id for one run where the service is root; None where it is not and so cannot become anybody else.
+
+    Held by binding an abstract unix socket of that name: over all processes of this host, and free again when its holder dies. Two runs
+    under one id would end each other's processes. Raises SandboxBroken when all are taken.
+    """
     if os.geteuid() != 0:
-        return None
-    with _lock:
-        return (next(_free) - FIRST_UID + os.getpid() * 7) % UIDS + FIRST_UID
+        yield None
+        return
+    order = list(range(FIRST_UID, FIRST_UID + UIDS))
+    random.shuffle(order)
+    for uid in order:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as claim:
+            try:
+                claim.bind(f"\0loopwright-sandbox-user-{uid}")
+            except OSError:
+                continue
+            yield uid
+            return
+    raise SandboxBroken(f"all {UIDS} user ids for sandboxes are in use; lower LOOPWRIGHT_PR_AGENT_CONCURRENCY")
 
 
 def tasks_of_user() -> int:

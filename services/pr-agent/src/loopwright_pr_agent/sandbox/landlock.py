@@ -56,9 +56,9 @@ class LandlockSandbox:
         version = abi()
         if version < 1:
             raise SandboxBroken("this kernel has no Landlock (5.13 and later, with 'landlock' among the active security modules)")
-        uid = own_uid()
-        async with scratch(request, uid) as made:
-            return await run_confined(self._confined(request, made, uid, version), request.limits)
+        with own_uid() as uid:
+            async with scratch(request, uid) as made:
+                return await run_confined(self._confined(request, made, uid, version), request.limits)
 
     def _confined(self, request: RunRequest, made: Scratch, uid: int | None, version: int) -> Confined:
         inputs = {item.variable: f"{made.inputs}/{item.name}" for item in request.inputs}
