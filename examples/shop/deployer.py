@@ -13,6 +13,7 @@ import base64
 import json
 import os
 import queue
+import select
 import shutil
 import signal
 import subprocess
@@ -58,28 +59,32 @@ class Deployer:
             self.git("clone", "--quiet", "--no-checkout", self.options.repository, str(fresh))
             self.git("checkout", "--quiet", "--detach", commit, folder=fresh)
             fresh.rename(folder)
-        self.stop()
         environment = {key: value for key, value in os.environ.items() if key not in ("SHOP_REPOSITORY_TOKEN", "SHOP_DEPLOY_KEY")}
         environment |= {"SHOP_RELEASE": commit, "SHOP_ENVIRONMENT": "production", "SHOP_FLUSH_SECONDS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "shop", "--port", str(self.options.port)], cwd=folder, env=environment, stdout=subprocess.DEVNULL
+        new = subprocess.Popen(
+            [sys.executable, "-m", "shop", "--port", str(self.options.port)], cwd=folder, env=environment, stdout=subprocess.PIPE
         )
-        self.wait_until_up()
+        try:
+            self.wait_until_up(new)
+        except RuntimeError:
+            new.kill()
+            new.wait()
+            raise
+        # The old release answers until the new one does: a deploy is no outage, and must not look like one.
+        self.stop()
+        self.process = new
         self.deployed = commit
         answer = self.tell(commit)
         print(json.dumps({"deployed": commit, "at": datetime.now(UTC).isoformat(), "deploy": answer}), flush=True)
 
-    def wait_until_up(self) -> None:
-        deadline = time.monotonic() + START_SECONDS_MAX
-        while time.monotonic() < deadline:
-            if self.process is None or self.process.poll() is not None:
-                raise RuntimeError("the shop ended while it started; is its port taken?")
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{self.options.port}/health", timeout=1):
-                    return
-            except OSError:
-                time.sleep(0.05)
-        raise RuntimeError(f"the shop did not answer within {START_SECONDS_MAX:g} s")
+    def wait_until_up(self, shop: subprocess.Popen[bytes]) -> None:
+        """Waits for the line that the shop prints when it listens; its address may be answered by the old release."""
+        assert shop.stdout is not None
+        readable, _, _ = select.select([shop.stdout], [], [], START_SECONDS_MAX)
+        if not readable:
+            raise RuntimeError(f"the shop was not ready within {START_SECONDS_MAX:g} s")
+        if not shop.stdout.readline().startswith(b"ready"):
+            raise RuntimeError("the shop ended while it started; is its port taken?")
 
     def tell(self, commit: str) -> str:
         """Tells ingest, trying for a minute: a deploy nobody hears of is measured by nobody."""

@@ -11,8 +11,8 @@ from shop.app import application
 
 
 class Server(socketserver.ThreadingMixIn, WSGIServer):
-    daemon_threads = True
     request_queue_size = 64
+    allow_reuse_port = True  # a new release starts beside the old one
 
 
 class Quiet(WSGIRequestHandler):
@@ -28,6 +28,7 @@ def main():
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     wrapped = monitoring.start()(application)
     with make_server(given.host, given.port, wrapped, Server, Quiet) as server:
+        print(f"ready on http://{given.host}:{server.server_port}", flush=True)
         server.serve_forever(poll_interval=0.1)
 
 
