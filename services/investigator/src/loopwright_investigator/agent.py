@@ -14,49 +14,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from loopwright_common.contracts.investigations import Claim, Cost, Hypothesis, Investigation, Observation
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from loopwright_investigator import prompts
 from loopwright_investigator.domain import TEXT_MAX, Transcript, line, short
 from loopwright_investigator.evidence import supported_claims, supported_hypotheses
+from loopwright_investigator.explanation import Explanation
 
-EVIDENCE_CHARACTERS_MAX = 48_000  # about 12,000 tokens: all that the analyzers find in most cases, at a cost of cents
+EVIDENCE_CHARACTERS_MAX = 32_000  # about 8,000 tokens: all that the analyzers find in most cases, at a cost of cents
 ANSWER_PER_OBSERVATION_MAX = 4_000
 TITLE_MAX = 160
 SENTENCES_MAX = 8
 _COMMIT = re.compile(r"\b(?=[0-9a-f]*\d)(?=[0-9a-f]*[a-f])[0-9a-f]{7,64}\b")
 _NOT_WANTED = re.compile(r"https?:|www\.|<[a-z!/]|!\[|\]\(|javascript:", re.IGNORECASE)
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class Sentence(_Part):
-    text: str = Field(max_length=600)
-    cites: list[str] = Field(max_length=20)
-
-
-class SaidClaim(_Part):
-    statement: str = Field(max_length=600)
-    cites: list[str] = Field(max_length=20)
-
-
-class SaidHypothesis(_Part):
-    statement: str = Field(max_length=600)
-    kept: bool
-    reason: str = Field(max_length=600)
-    cites: list[str] = Field(max_length=20)
-
-
-class Explanation(_Part):
-    """What the model gives back."""
-
-    title: str = Field(max_length=400)
-    title_cites: list[str] = Field(max_length=20)
-    summary: list[Sentence] = Field(max_length=12)
-    claims: list[SaidClaim] = Field(max_length=30)
-    hypotheses: list[SaidHypothesis] = Field(max_length=20)
 
 
 @dataclass(frozen=True)
@@ -70,11 +39,6 @@ class Advice:
     dropped: int = 0
     cost: Cost = field(default_factory=Cost)
     transcript: Transcript | None = None
-
-
-def schema() -> dict[str, object]:
-    """The answer's JSON schema, as structured output wants it: closed objects, every field required."""
-    return Explanation.model_json_schema()
 
 
 def question(result: Investigation) -> tuple[str, str]:
@@ -118,12 +82,8 @@ def _shown(observation: Observation) -> dict[str, str]:
     }
 
 
-def read_advice(content: str, evidence: Sequence[Observation]) -> Advice:
-    """What holds of an answer. Raises ValueError when it is not the object that was asked for."""
-    try:
-        said = Explanation.model_validate_json(_json_in(content))
-    except ValidationError as error:
-        raise ValueError(f"the model's answer is not the object asked for: {line(str(error), 300)}") from error
+def read_advice(said: Explanation, evidence: Sequence[Observation]) -> Advice:
+    """What holds of an answer: the rest is dropped and counted."""
     known = {observation.id for observation in evidence}
     commits = _commits(evidence)
     dropped = 0
@@ -180,14 +140,6 @@ def merge_advice(result: Investigation, advice: Advice) -> Investigation:
             "claims_dropped": result.claims_dropped + advice.dropped,
         }
     )
-
-
-def _json_in(content: str) -> str:
-    """The JSON object of an answer, also from a server that ignores the schema and wraps it in a fence or words."""
-    start, end = content.find("{"), content.rfind("}")
-    if start < 0 or end < start:
-        raise ValueError("the model's answer holds no JSON object")
-    return content[start : end + 1]
 
 
 def _cited(cited: Iterable[str], known: set[str]) -> bool:

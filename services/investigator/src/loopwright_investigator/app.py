@@ -31,19 +31,19 @@ SERVICE = "investigator"
 class Service:
     """The running parts. ``start`` returns when reports are being taken; ``stop`` drains."""
 
-    def __init__(self, bus: Bus, repositories: Repositories, clock: Clock, settings: InvestigatorSettings, advisor: Advisor | None) -> None:
+    def __init__(self, bus: Bus, repositories: Repositories, clock: Clock, settings: InvestigatorSettings) -> None:
         self.bus = bus
-        self.model = advisor.name if advisor is not None else ""
         self._repositories = repositories
         self._clock = clock
         self._settings = settings
-        self._advisor = advisor
+        self._advisor: Advisor | None = None
         self._projects = Projects(bus)
         self.parts: tuple[Investigations, Bundles, str] | None = None
 
     async def start(self) -> None:
         await self._projects.start()
         await self._projects.wait_loaded()
+        self._advisor = await open_advisor(self._settings, self.bus, self._clock)
         bundles = await StoredBundles.open(self.bus, self._settings.bundles_max)
         investigations = Investigations(
             self.bus,
@@ -54,9 +54,8 @@ class Service:
             self._clock,
             advisor=self._advisor,
             seconds_max=self._settings.investigation_seconds_max,
-            model_seconds_max=self._settings.model_seconds_max,
         )
-        self.parts = (investigations, bundles, self.model)
+        self.parts = (investigations, bundles, self._advisor.name if self._advisor is not None else "")
         await self.bus.consume(
             ConsumerSpec(
                 "investigator-ready",
@@ -72,6 +71,8 @@ class Service:
     async def stop(self, drain: timedelta) -> None:
         await self.bus.close(drain)
         await self._projects.stop()
+        if self._advisor is not None:
+            await self._advisor.close()
 
 
 def create_app(settings: InvestigatorSettings) -> FastAPI:
@@ -86,7 +87,7 @@ def create_app(settings: InvestigatorSettings) -> FastAPI:
                 token = settings.forge_token if settings.forge_token.get_secret_value() else None
                 source = ForgeSource(await stack.enter_async_context(LocalForge(settings.forge_url, token)))
             repositories = MirroredRepositories(Checkouts(settings.mirrors_dir), source)
-            service = Service(await open_bus(settings), repositories, SystemClock(), settings, open_advisor(settings))
+            service = Service(await open_bus(settings), repositories, SystemClock(), settings)
             try:
                 await service.start()
                 running.append(service)

@@ -22,13 +22,13 @@ from loopwright_common.contracts.investigations import Cost, Investigation, Inve
 from loopwright_common.contracts.queries import RatesAnswer, RatesQuery
 from loopwright_common.contracts.reports import ReportReady
 from loopwright_common.contracts.subjects import INVESTIGATIONS_COMPLETED, INVESTIGATIONS_STARTED
-from loopwright_common.errors import LoopwrightError, Permanent, Retryable
+from loopwright_common.errors import Permanent, Retryable
 from loopwright_common.identifiers import derived_id
 from loopwright_common.projects import Projects
 from prometheus_client import Counter, Histogram
 from pydantic import ValidationError
 
-from loopwright_investigator.agent import Advice, as_data, merge_advice, question, read_advice, schema
+from loopwright_investigator.agent import Advice, as_data, merge_advice, question, read_advice
 from loopwright_investigator.domain import Bundle, Case, Evidence, Place, Transcript, line
 from loopwright_investigator.investigation import find_place, investigate
 from loopwright_investigator.ports import Advisor, Bundles, History, Rates, Repositories
@@ -67,7 +67,6 @@ class Investigations:
         *,
         advisor: Advisor | None = None,
         seconds_max: float = 900.0,
-        model_seconds_max: float = 60.0,
     ) -> None:
         self._bus = bus
         self._projects = projects
@@ -77,7 +76,6 @@ class Investigations:
         self._clock = clock
         self._advisor = advisor
         self._seconds_max = seconds_max
-        self._model_seconds_max = model_seconds_max
         self.running = 0
 
     async def handle(self, received: Received[ReportReady]) -> None:
@@ -216,28 +214,16 @@ class Investigations:
             return None, line(str(error), 300)
 
     async def _ask(self, result: Investigation) -> Advice | None:
-        """The model's advice, or None with the reason in the log: whatever goes wrong there, the composed text stands."""
+        """The model's advice, or None without a model: whatever goes wrong there, the composed text stands."""
         if self._advisor is None:
             return None
         system, user = question(result)
-        began = time.perf_counter()
-        answer, cost, outcome, advice = "", Cost(), "kept", Advice()
-        try:
-            async with asyncio.timeout(self._model_seconds_max):
-                asked = await self._advisor.advise(system, user, schema(), result.id)
-            answer, cost = asked.content, asked.cost
-            advice = read_advice(answer, result.evidence)
-        except TimeoutError:
-            outcome = "slow"
-        except LoopwrightError as error:
-            outcome = "refused" if isinstance(error, Permanent) else "unavailable"
-            log.warning("model_not_used", reason=line(str(error), 300))
-        except ValueError as error:
-            outcome = "wrong"
-            log.warning("model_not_used", reason=line(str(error), 300))
-        ADVICE.labels(outcome).inc()
-        log.info("model_asked", outcome=outcome, dropped=advice.dropped, wall_seconds=round(time.perf_counter() - began, 2), usd=cost.usd)
-        return replace(advice, cost=cost, transcript=Transcript(user, answer[:200_000], outcome, self._advisor.name))
+        asked = await self._advisor.advise(system, user)
+        advice = read_advice(asked.said, result.evidence) if asked.said is not None else Advice()
+        ADVICE.labels(asked.outcome).inc()
+        log.info("model_asked", outcome=asked.outcome, detail=asked.detail, dropped=advice.dropped, usd=asked.cost.usd)
+        answer = asked.said.model_dump_json() if asked.said is not None else asked.detail
+        return replace(advice, cost=asked.cost, transcript=Transcript(user, answer[:200_000], asked.outcome, self._advisor.name))
 
     async def _publish(self, result: Investigation) -> None:
         await self._bus.publish(

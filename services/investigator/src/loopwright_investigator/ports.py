@@ -13,6 +13,7 @@ from loopwright_repositories.diffs import FileDiff
 from loopwright_repositories.history import BlamedLine, Commit
 
 from loopwright_investigator.domain import RevertCheck
+from loopwright_investigator.explanation import Explanation
 
 
 @dataclass(frozen=True)
@@ -101,17 +102,23 @@ class Bundles(Protocol):
 
 @dataclass(frozen=True)
 class Asked:
-    """A model's answer as text, and what it cost. ``model`` is the name it answered under."""
+    """How asking a model ended: kept, slow, unavailable, refused (a limit, or the model declined) or wrong (not the object asked for).
 
-    content: str
+    ``said`` is there when the outcome is kept; ``cost`` is counted in every case.
+    """
+
+    outcome: str
     cost: Cost
-    model: str
+    said: Explanation | None = None
+    detail: str = ""
 
 
 class Advisor(Protocol):
-    """A model behind an OpenAI-compatible endpoint. Raises LoopwrightError when it is off, slow, refused or over its budget."""
+    """A model behind an OpenAI-compatible endpoint. Never raises for what the model or its endpoint does."""
 
     @property
     def name(self) -> str: ...
 
-    async def advise(self, system: str, user: str, schema: dict[str, object], budget_key: str) -> Asked: ...
+    async def advise(self, system: str, user: str) -> Asked: ...
+
+    async def close(self) -> None: ...

@@ -43,7 +43,10 @@ class InvestigatorSettings(ServiceSettings):
         default=4_000, ge=200, le=64_000, description="Tokens of an answer: four times what the longest useful one needs."
     )
     model_usd_per_investigation_max: float = Field(
-        default=0.25, ge=0.0, le=100.0, description="US dollars for one investigation: some ten times the usual cost."
+        default=0.5,
+        ge=0.0,
+        le=100.0,
+        description="US dollars for one investigation; a call is counted at its most (a token per byte) before it is made.",
     )
     model_usd_per_day_max: float = Field(
         default=10.0, ge=0.0, le=100_000.0, description="US dollars a day over all investigations; beyond it the composed text stands."
