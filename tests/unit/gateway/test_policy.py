@@ -66,7 +66,6 @@ def test_a_person_passes_the_mode_the_priorities_and_the_hour_but_not_the_day_or
         assert not ask(gateway, dataclasses.replace(IDLE, **{field: value}), person=True).start
 
 
-@pytest.mark.xfail(strict=True, reason="policy.decide takes a budget of 0 for no limit: it fails open where the other caps refuse")
 def test_a_budget_of_nothing_starts_nothing(gateway: Any) -> None:
     assert not ask(gateway, usd_per_day_max=0.0).start
 
@@ -97,7 +96,6 @@ async def test_one_cause_gets_one_change_however_many_reports_it_has(gateway: An
         await gateway.people.start_work("r2", "person:robin")
 
 
-@pytest.mark.xfail(strict=True, reason="domain.WAITS_FOR_PERSON leaves out actionable, where a report waits for a person to start")
 async def test_what_the_policy_did_not_start_is_in_the_waits_for_me_view(gateway: Any) -> None:
     gateway.config["policy"] = {"mode": "ask"}
     await gateway.open()

@@ -15,7 +15,8 @@ S = ReportState
 OPEN_WORK = frozenset({S.CHANGING, S.IN_REVIEW, S.MERGED, S.MEASURING})
 QUIET = frozenset({S.DISMISSED, S.SUPPRESSED, S.MERGED_INTO})
 VERDICTS = frozenset({S.HELD, S.NOT_HELD, S.WORSE, S.INCONCLUSIVE})
-WAITS_FOR_PERSON = frozenset({S.NEEDS_INPUT, S.IN_REVIEW, S.NOT_HELD, S.WORSE, S.INCONCLUSIVE})
+# A report rests in actionable only where the policy did not start the work: a person may.
+WAITS_FOR_PERSON = frozenset({S.NEEDS_INPUT, S.ACTIONABLE, S.IN_REVIEW, S.NOT_HELD, S.WORSE, S.INCONCLUSIVE})
 
 # What may follow by the loop's own facts. A person's moves are in PERSON_MAY; both are needed to move.
 FOLLOWS: dict[ReportState, frozenset[ReportState]] = {

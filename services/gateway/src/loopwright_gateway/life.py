@@ -53,6 +53,7 @@ async def note(unit: Unit, report: Report, kind: str, actor: str, reason: str, a
     if await unit.has_cause(report.id, cause):
         return False
     report.timeline_sequence += 1
+    report.version += 1
     report.updated_at = max(report.updated_at, at)
     await unit.save_report(report)
     await unit.add_timeline(report, TimelineEntry(report.timeline_sequence, kind, actor, reason[:REASON_MAX], at, cause))
@@ -77,6 +78,7 @@ async def transition(
     report.state = to
     report.state_reason = reason[:REASON_MAX]
     report.timeline_sequence += 1
+    report.version += 1
     report.updated_at = max(report.updated_at, at)
     if to is not ReportState.NEEDS_INPUT:
         report.question = ""

@@ -56,6 +56,6 @@ def decide(policy: Policy, investigation: Investigation, load: Load, *, backfill
             return PolicyDecision(False, f"{value:g} {name}, and the cap is {cap:g}")
     if load.usd_last_day is None:
         return PolicyDecision(False, "the money spent could not be counted, so none is started")
-    if load.usd_last_day >= policy.usd_per_day_max > 0:
+    if load.usd_last_day >= policy.usd_per_day_max:
         return PolicyDecision(False, f"${load.usd_last_day:.2f} were spent in 24 hours, and the budget is ${policy.usd_per_day_max:.2f}")
     return PolicyDecision(True, "a person asked for it" if by_person else f"{investigation.priority} and actionable, within the caps")

@@ -73,6 +73,8 @@ class SqlStore:
         from loopwright_gateway.migrate import upgrade
 
         async with self._writing.begin() as connection:
+            if self.postgresql:  # replicas that start together migrate one after the other
+                await connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": WRITER_LOCK})
             await connection.run_sync(upgrade)
 
     async def ready(self) -> bool:

@@ -2,13 +2,37 @@
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Boolean, Column, Float, Index, Integer, MetaData, String, Table, Text
+from typing import Any
+
+import sqlalchemy
+from sqlalchemy import BigInteger, Boolean, Column, Float, Index, Integer, MetaData, Table
+from sqlalchemy.types import TypeDecorator
 
 from loopwright_gateway.instants import from_instant, to_instant
 
 __all__ = ["from_instant", "metadata", "to_instant"]
 
 metadata = MetaData()
+
+
+class _WithoutNul(TypeDecorator[str]):
+    """Text from outside may hold NUL, which PostgreSQL cannot keep: it becomes U+FFFD in both databases, so that both say the same."""
+
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Any) -> str | None:
+        return value.replace("\x00", "\ufffd") if value is not None else None
+
+
+class String(_WithoutNul):
+    impl = sqlalchemy.String
+    cache_ok = True
+
+
+class Text(_WithoutNul):
+    impl = sqlalchemy.Text
+    cache_ok = True
+
 
 Id = String(64)
 Instant = BigInteger
@@ -75,7 +99,7 @@ reports = Table(
     Column("attempt", Integer, nullable=False),  # investigations asked for
     Column("change_attempt", Integer, nullable=False),  # changes asked for
     Column("timeline_sequence", Integer, nullable=False),
-    Column("version", Integer, nullable=False),  # rises with every write: what an action's If-Match names
+    Column("version", Integer, nullable=False),  # rises with every line of the timeline, not with counts: what an action's If-Match names
     Column("recurrence_of", Id),
     Column("merged_into", Id),
     Column("snoozed_until", Instant),
@@ -197,7 +221,7 @@ changes = Table(
     Column("id", Id, primary_key=True),
     Column("project", String(64), nullable=False),
     Column("report_id", Id, nullable=False, index=True),
-    Column("repository", String(64), nullable=False),
+    Column("repository", String(512), nullable=False),
     Column("suspect", String(64)),
     Column("state", String(32), nullable=False),
     Column("attempt", Integer, nullable=False),
@@ -231,7 +255,7 @@ measurements = Table(
 usage = Table(
     "usage",
     metadata,
-    Column("id", Id, primary_key=True),
+    Column("id", String(128), primary_key=True),  # the stage before the cause's id
     Column("project", String(64), nullable=False),
     Column("report_id", Id, nullable=False),
     Column("stage", String(32), nullable=False),  # investigate, change, pull_request, measure

@@ -93,8 +93,7 @@ class SqlUnit:
         return report_of(row) if row is not None else None
 
     async def save_report(self, report: Report) -> None:
-        """Writes a report, new or known, and raises its version."""
-        report.version += 1
+        """Writes a report, new or known."""
         releases = dict(sorted(report.releases.items(), key=lambda item: -item[1])[:RELEASES_MAX])
         values = {
             "id": report.id,

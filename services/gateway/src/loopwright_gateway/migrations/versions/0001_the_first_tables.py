@@ -21,7 +21,7 @@ def upgrade() -> None:
         sa.Column("id", sa.String(length=64), nullable=False),
         sa.Column("project", sa.String(length=64), nullable=False),
         sa.Column("report_id", sa.String(length=64), nullable=False),
-        sa.Column("repository", sa.String(length=64), nullable=False),
+        sa.Column("repository", sa.String(length=512), nullable=False),
         sa.Column("suspect", sa.String(length=64), nullable=True),
         sa.Column("state", sa.String(length=32), nullable=False),
         sa.Column("attempt", sa.Integer(), nullable=False),
@@ -261,7 +261,7 @@ def upgrade() -> None:
     )
     op.create_table(
         "usage",
-        sa.Column("id", sa.String(length=64), nullable=False),
+        sa.Column("id", sa.String(length=128), nullable=False),
         sa.Column("project", sa.String(length=64), nullable=False),
         sa.Column("report_id", sa.String(length=64), nullable=False),
         sa.Column("stage", sa.String(length=32), nullable=False),
