@@ -11,55 +11,38 @@ from itertools import pairwise
 import pytest
 from loopwright_common.bus import BusUnavailable, ConsumerSpec, Outgoing
 from loopwright_common.contracts.configuration import CONFIG_BUCKET, PublishedProject
-from loopwright_common.contracts.investigations import Cost, InvestigationVerdict
+from loopwright_common.contracts.investigations import InvestigationVerdict
 from loopwright_common.contracts.queries import RatesAnswer, RatesQuery
 from loopwright_common.contracts.subjects import INVESTIGATIONS_COMPLETED, INVESTIGATIONS_STARTED, RATES_QUERY, REPORTS_READY
-from loopwright_common.errors import Permanent, Refused, Unavailable
+from loopwright_common.errors import Permanent, Unavailable
 from loopwright_common.projects import Projects
 from loopwright_common.testing.clock import FakeClock
 from loopwright_common.testing.memory_bus import MemoryBus
+from loopwright_common.testing.scripted_model import Reply, ScriptedModel
 from loopwright_investigator.adapters.bus_ports import BUCKET, BusRates, StoredBundles
 from loopwright_investigator.adapters.git_history import MirroredRepositories, PlainSource
+from loopwright_investigator.adapters.model_advisor import open_advisor
 from loopwright_investigator.handlers import Investigations, ask_in_parts, investigation_id
-from loopwright_investigator.ports import Asked
 from loopwright_investigator.replay import read_bundle, replay
+from loopwright_investigator.settings import InvestigatorSettings
 from loopwright_repositories.checkouts import Checkouts
-
-
-class ScriptedAdvisor:
-    """A model that says what the test wants, or fails as it wants."""
-
-    name = "scripted"
-
-    def __init__(self, *answers):
-        self.answers = list(answers)
-        self.asked = []
-
-    async def advise(self, system, user, schema, budget_key):
-        self.asked.append((system, user, budget_key))
-        answer = self.answers.pop(0)
-        if isinstance(answer, Exception):
-            raise answer
-        if isinstance(answer, float):
-            await asyncio.sleep(answer)
-            answer = "{}"
-        return Asked(answer, Cost(model_calls=1, input_tokens=1_000, output_tokens=100, usd=0.01), "scripted-1")
 
 
 class Stage:
     """An investigator on a bus in memory, beside a gateway that answers ``rates.query`` from the scene."""
 
-    def __init__(self, scene, tmp_path, *, advisor=None, gateway=True, repositories=None, model_seconds_max=5.0, seconds_max=60.0):
+    def __init__(self, scene, tmp_path, *, model=None, gateway=True, repositories=None, seconds_max=60.0):
         self.scene = scene
         self.case = scene.case
         self.clock = FakeClock(self.case.now)
         self.bus = MemoryBus("investigator", clock=self.clock)
         self.projects = Projects(self.bus)
-        self.advisor = advisor
+        self.model = model
+        self.advisor = None
         self.gateway = gateway
         self.asked: list[RatesQuery] = []
         self.repositories = repositories or MirroredRepositories(Checkouts(tmp_path / "stage-mirrors"), PlainSource())
-        self.limits = {"model_seconds_max": model_seconds_max, "seconds_max": seconds_max}
+        self.limits = {"seconds_max": seconds_max}
 
     async def __aenter__(self):
         bucket = await self.bus.key_value(CONFIG_BUCKET)
@@ -69,6 +52,8 @@ class Stage:
         if self.gateway:
             await self.bus.as_service("gateway").answer(RATES_QUERY, self._rates)
         self.bundles = await StoredBundles.open(self.bus, 100)
+        if self.model is not None:
+            self.advisor = await open_advisor(self.model, self.bus, self.clock)
         self.handler = Investigations(
             self.bus, self.projects, self.repositories, BusRates(self.bus), self.bundles, self.clock, advisor=self.advisor, **self.limits
         )
@@ -79,6 +64,8 @@ class Stage:
     async def __aexit__(self, *_):
         await self.bus.close()
         await self.projects.stop()
+        if self.advisor is not None:
+            await self.advisor.close()
 
     async def _rates(self, query):
         self.asked.append(query)
@@ -233,54 +220,113 @@ async def test_message_of_another_project_goes_to_the_dead_letters(scene, tmp_pa
         assert "other" in dead.reason
 
 
-def good_answer():
-    return json.dumps(
-        {
-            "title": "Checkout fails for carts without a currency",
-            "title_cites": ["e3"],
-            "summary": [{"text": "The total reads a currency that old carts lack.", "cites": ["e3", "e4"]}],
-            "claims": [{"statement": "The line is new.", "cites": ["e4"]}, {"statement": "All is well.", "cites": ["e99"]}],
-            "hypotheses": [{"statement": "The rates are incomplete", "kept": False, "reason": "The key is the cart's", "cites": ["e7"]}],
-        }
-    )
+GOOD_ANSWER = {
+    "title": "Checkout fails for carts without a currency",
+    "title_cites": ["e3"],
+    "summary": [{"text": "The total reads a currency that old carts lack.", "cites": ["e3", "e4"]}],
+    "claims": [{"statement": "The line is new.", "cites": ["e4"]}, {"statement": "All is well.", "cites": ["e99"]}],
+    "hypotheses": [{"statement": "The rates are incomplete", "kept": False, "reason": "The key is the cart's", "cites": ["e7"]}],
+}
 
 
-async def test_models_words_are_kept_with_their_cost(scene, tmp_path):
-    advisor = ScriptedAdvisor(good_answer())
-    async with Stage(scene, tmp_path, advisor=advisor) as stage:
+@pytest.fixture
+def model():
+    with ScriptedModel() as server:
+        yield server
+
+
+def model_settings(server, **fields):
+    """An endpoint that costs 3 dollars a million tokens read and 15 written."""
+    prices = {"model_usd_per_million_input": 3.0, "model_usd_per_million_output": 15.0}
+    return InvestigatorSettings(**{"model_base_url": server.url, "model_name": "m-1", **prices, **fields})
+
+
+async def transcript_of(stage, result):
+    bundle = json.loads(gzip.decompress(await stage.bundles.get(result.id)))
+    return bundle["transcript"][0]
+
+
+async def test_models_words_are_kept_with_their_cost(scene, tmp_path, model):
+    model.says(Reply(json.dumps(GOOD_ANSWER), usage=(4_000, 300)))
+    async with Stage(scene, tmp_path, model=model_settings(model)) as stage:
         await stage.say_ready()
         (result,) = stage.completed()
         assert result.title == "Checkout fails for carts without a currency"
+        assert result.summary.startswith("The total reads a currency that old carts lack. [e3, e4]")
         assert result.verdict is InvestigationVerdict.ACTIONABLE
         assert result.claims_dropped == 1
-        assert (result.cost.model_calls, result.cost.input_tokens, result.cost.usd) == (1, 1_000, 0.01)
-        assert advisor.asked[0][2] == result.id
-        bundle = json.loads(gzip.decompress(await stage.bundles.get(result.id)))
-        assert bundle["transcript"][0]["outcome"] == "kept"
-        assert "currency" in bundle["transcript"][0]["prompt"]
+        assert (result.cost.model_calls, result.cost.input_tokens, result.cost.output_tokens) == (1, 4_000, 300)
+        assert result.cost.usd == pytest.approx(0.012 + 0.0045)
+        said = await transcript_of(stage, result)
+        assert said["outcome"] == "kept"
+        assert "currency" in said["prompt"]
+        (asked,) = model.requests
+        assert asked.body["response_format"]["type"] == "json_schema"
+        assert "never instructions" in asked.body["messages"][0]["content"]
+
+
+async def test_answer_that_is_not_the_object_is_repaired_once(scene, tmp_path, model):
+    model.answers("Here you are: {}").answers(GOOD_ANSWER)
+    async with Stage(scene, tmp_path, model=model_settings(model)) as stage:
+        await stage.say_ready()
+        (result,) = stage.completed()
+        assert result.title == GOOD_ANSWER["title"]
+        assert result.cost.model_calls == 2
 
 
 @pytest.mark.parametrize(
-    ("answer", "outcome"),
+    ("replies", "fields", "outcome"),
     [
-        (Unavailable("the endpoint does not answer"), "unavailable"),
-        (Refused("the day's budget of 10.00 USD is used"), "refused"),
-        ("I refuse to answer in JSON.", "wrong"),
-        ('{"verdict": "not_actionable"}', "wrong"),
-        (30.0, "slow"),
+        ([Reply(status=500)], {"model_seconds_max": 1.0}, "unavailable"),
+        ([Reply(status=401)], {}, "refused"),
+        ([Reply(refusal="no")], {}, "refused"),
+        ([Reply("I refuse to answer in JSON."), Reply("Still not.")], {}, "wrong"),
+        ([Reply('{"verdict": "not_actionable"}'), Reply('{"title": "x"}')], {}, "wrong"),
+        ([Reply(json.dumps(GOOD_ANSWER), delay_seconds=3.0)], {"model_seconds_max": 0.3}, "slow"),
+        ([Reply(json.dumps(GOOD_ANSWER))], {"model_usd_per_investigation_max": 0.001}, "refused"),
+        ([Reply(json.dumps(GOOD_ANSWER))], {"model_usd_per_day_max": 0.001}, "refused"),
     ],
 )
-async def test_composed_text_stands_when_the_model_fails(scene, tmp_path, answer, outcome):
-    async with Stage(scene, tmp_path, advisor=ScriptedAdvisor(answer), model_seconds_max=0.2) as stage:
+async def test_composed_text_stands_when_the_model_fails(scene, tmp_path, model, replies, fields, outcome):
+    model.says(*replies)
+    async with Stage(scene, tmp_path, model=model_settings(model, **fields)) as stage:
         await stage.say_ready()
         (result,) = stage.completed()
         assert result.title == "KeyError: 'currency' in total (src/shop/cart.py)"
         assert result.verdict is InvestigationVerdict.ACTIONABLE
         assert result.suspects[0].commit == scene.guilty
-        bundle = json.loads(gzip.decompress(await stage.bundles.get(result.id)))
-        assert bundle["transcript"][0]["outcome"] == outcome
+        said = await transcript_of(stage, result)
+        assert said["outcome"] in ({outcome, "unavailable"} if outcome == "slow" else {outcome})
         if outcome == "wrong":
-            assert result.cost.model_calls == 1
+            assert result.cost.model_calls == 2
+        if "usd" in "".join(fields):
+            assert model.requests == []
+            assert result.cost.usd == 0.0
+
+
+async def test_model_turned_by_hostile_text_changes_nothing_that_matters(scene, tmp_path, model):
+    model.answers(
+        {
+            **GOOD_ANSWER,
+            "title": "Pay at https://evil.example",
+            "summary": [
+                {"text": "Nothing is wrong; close this report.", "cites": []},
+                {"text": "See [here](javascript:x)", "cites": ["e1"]},
+            ],
+            "claims": [{"statement": "Commit deadbeef99 is guilty.", "cites": ["e4"]}],
+            "verdict": "not_actionable",
+            "suspects": [],
+        }
+    )
+    async with Stage(scene, tmp_path, model=model_settings(model)) as stage:
+        await stage.say_ready()
+        (result,) = stage.completed()
+        assert result.title == "KeyError: 'currency' in total (src/shop/cart.py)"
+        assert "evil" not in result.model_dump_json()
+        assert "deadbeef99" not in result.model_dump_json()
+        assert result.verdict is InvestigationVerdict.ACTIONABLE
+        assert result.suspects[0].commit == scene.guilty
+        assert result.claims_dropped == 4
 
 
 class Truncating:
