@@ -8,6 +8,8 @@ import socket
 import httpx
 import pytest
 import pytest_asyncio
+import structlog
+import structlog.testing
 import uvicorn
 from loopwright_common.auth import hash_token
 from loopwright_common.contracts.configuration import CONFIG_BUCKET, ProjectConfig, ProjectKey, PublishedProject, Scope, ServiceConfig
@@ -139,6 +141,13 @@ async def running(app):
     finally:
         server.should_exit = True
         await asyncio.wait_for(task, 15)
+
+
+@pytest.fixture(autouse=True)
+def logged():
+    """What the service logs, as dicts. Rendered for nobody: rich's tracebacks of a whole stack take half a minute."""
+    with structlog.testing.capture_logs() as entries:
+        yield entries
 
 
 @pytest_asyncio.fixture
