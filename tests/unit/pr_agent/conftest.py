@@ -33,7 +33,7 @@ READ, WRITE, MERGE = "read-token-0123456789", "write-token-0123456789", "merge-t
 NOW = datetime(2026, 11, 26, 10, 0, tzinfo=UTC)
 
 MANIFEST = """version: 1
-test: python -m pytest -q -p no:cacheprovider
+test: PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 python -m pytest -q -p no:cacheprovider
 reproduce: python replay.py
 timeout: 60
 """

@@ -264,7 +264,7 @@ async def test_without_a_write_token_the_change_fails_naming_the_variable(stage,
     assert json.dumps(failed.reason).count("token-0123") == 0
 
 
-MANIFEST = "version: 1\ntest: python -m pytest -q -p no:cacheprovider\nreproduce: python replay.py\n"
+MANIFEST = "version: 1\ntest: PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 python -m pytest -q -p no:cacheprovider\nreproduce: python replay.py\n"
 BAD = "def total(items):\n    return sum(items) / len(items) * len(items)\n\n\ndef name():\n    return 'shop'\n"
 GOOD_SHOP = "def total(items):\n    return sum(items)\n"
 PASSING = "raise SystemExit(0)\n"

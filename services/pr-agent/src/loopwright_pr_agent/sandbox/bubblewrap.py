@@ -20,7 +20,8 @@ from loopwright_pr_agent.sandbox.port import RunRequest, RunResult, SandboxBroke
 from loopwright_pr_agent.sandbox.process import LAUNCHER, Confined, environment_of, rlimits, run_confined
 
 WORKSPACE, INPUTS, HOME, LAUNCHER_INSIDE = "/workspace", "/run/inputs", "/tmp", "/run/launcher.py"  # noqa: S108  names inside the sandbox
-HOME_BYTES = 512 * 1024 * 1024  # /tmp is memory; builds seldom need more
+HOME_BYTES = 512 * 1024 * 1024  # /tmp is memory; builds seldom need more, and never more than the run's own memory is given
+SHARED_MEMORY_BYTES = 64 * 1024 * 1024  # /dev/shm, as container engines size it: semaphores, and the small segments of test suites
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 ETC = (
     "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "alternatives", "localtime", "mime.types", "ssl/certs", "ca-certificates", "services",
@@ -61,7 +62,8 @@ class BubblewrapSandbox:
         facts = (
             "no network", "own processes, mounts, IPC and host name", "system and toolchains read-only", "system call filter",
             f"runs as user {uid}" if uid is not None else "own user namespace",
-            "not covered: bugs of the host's kernel; the sum of all files written",
+            "/tmp and /dev/shm are memory of bounded size",
+            "not covered: bugs of the host's kernel; the sum of all files written; memfd, System V IPC and message queues are refused",
         )  # fmt: skip
         return Confined((*self._command(request, made, uid), *_launch()), job, self.isolation, facts, uid)
 
@@ -78,9 +80,15 @@ class BubblewrapSandbox:
             if self._disable_userns and "--disable-userns" in help_text:
                 command += ["--disable-userns"]
         command += ["--die-with-parent", "--new-session", "--clearenv", "--hostname", "sandbox", "--dev", "/dev", "--proc", "/proc"]
-        if "--size" in help_text:
-            command += ["--size", str(HOME_BYTES)]
-        command += ["--perms", "1777", "--tmpfs", HOME] if "--perms" in help_text else ["--tmpfs", HOME]
+
+        def memory(path: str, bytes_max: int) -> list[str]:
+            size = ["--size", str(min(bytes_max, request.limits.memory_bytes))] if "--size" in help_text else []
+            return [*size, *(["--perms", "1777"] if "--perms" in help_text else []), "--tmpfs", path]
+
+        command += memory(HOME, HOME_BYTES)
+        # A version that cannot size it gets none: /dev is closed below, where an ordinary user could fill half of the host's memory.
+        command += memory("/dev/shm", SHARED_MEMORY_BYTES) if "--size" in help_text else []  # noqa: S108
+        command += ["--remount-ro", "/dev"]
         for path in SYSTEM:
             if os.path.islink(path):
                 command += ["--symlink", os.readlink(path), path]

@@ -117,7 +117,9 @@ def _facts(uid: int | None, version: int, keep: int | None) -> tuple[str, ...]:
         "bugs of the host's kernel",
         "the sum of all files written",
         "file names and sizes (stat) of the host",
-        "no /proc, no /dev/shm inside",
+        "no /proc inside",
+        "no /dev/shm inside, since it would be the host's: POSIX semaphores and shared memory fail (multiprocessing.Lock, Pool, Queue)",
+        "memfd, System V IPC and message queues are refused, and threads cannot be pinned to processors",
     ]
     if uid is None and version < ABI_WITH_SIGNAL_SCOPE:
         missing.append("signals to processes of the same user")

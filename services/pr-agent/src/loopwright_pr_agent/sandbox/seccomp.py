@@ -39,7 +39,11 @@ NUMBERS: dict[str, tuple[int | None, int | None]] = {
     "userfaultfd": (323, 282), "io_uring_setup": (425, 425), "io_uring_enter": (426, 426), "io_uring_register": (427, 427),
     "open_tree": (428, 428), "move_mount": (429, 429), "fsopen": (430, 430), "fsconfig": (431, 431), "fsmount": (432, 432),
     "fspick": (433, 433), "clone3": (435, 435), "pidfd_getfd": (438, 438), "process_madvise": (440, 440), "mount_setattr": (442, 442),
-    "quotactl_fd": (443, 443), "memfd_secret": (447, 447),
+    "quotactl_fd": (443, 443), "memfd_secret": (447, 447), "memfd_create": (319, 279),
+    "shmget": (29, 194), "shmat": (30, 196), "shmctl": (31, 195), "semget": (64, 190), "semop": (65, 193), "semctl": (66, 191),
+    "semtimedop": (220, 192), "msgget": (68, 186), "msgsnd": (69, 189), "msgrcv": (70, 188), "msgctl": (71, 187), "mq_open": (240, 180),
+    "mq_unlink": (241, 181), "prlimit64": (302, 261), "setpriority": (141, 140), "ioprio_set": (251, 30), "sched_setparam": (142, 118),
+    "sched_setscheduler": (144, 119), "sched_setaffinity": (203, 122), "sched_setattr": (314, 274),
 }  # fmt: skip
 
 DANGEROUS = (
@@ -51,6 +55,14 @@ DANGEROUS = (
     "clock_settime", "clock_adjtime", "adjtimex", "iopl", "ioperm", "syslog", "quotactl", "quotactl_fd", "nfsservctl", "lookup_dcookie",
     "uselib", "_sysctl", "vhangup", "migrate_pages", "move_pages", "vmsplice", "memfd_secret",
 )  # fmt: skip
+
+# Memory that belongs to no process's private pages, so that neither RLIMIT_DATA nor resident sizes bound it, and that (System V, message
+# queues) may be the host's, by key, and outlives the run. "Not there" lets libraries fall back to files.
+UNCOUNTED_MEMORY = (
+    "memfd_create", "shmget", "shmat", "shmctl", "semget", "semop", "semctl", "semtimedop", "msgget", "msgsnd", "msgrcv", "msgctl",
+    "mq_open", "mq_unlink",
+)  # fmt: skip
+PRIORITY_OF_USER, IO_PRIORITY_OF_USER = 2, 3  # PRIO_USER, IOPRIO_WHO_USER: all processes of a user, ours outside too
 
 
 @dataclass(frozen=True)
@@ -68,6 +80,7 @@ class Deny:
 def common_rules() -> list[Deny]:
     """What no sandbox allows: reaching into other processes, the kernel's rarely used doors, new namespaces, sockets but unix ones."""
     rules = [Deny(call) for call in DANGEROUS]
+    rules += [Deny(call, errno.ENOSYS) for call in UNCOUNTED_MEMORY]
     rules += [
         Deny("clone", when="any_bit", value=NEW_NAMESPACES),
         Deny("clone3", errno.ENOSYS),  # its flags are in memory, where a filter cannot look; libraries fall back to clone
@@ -85,6 +98,9 @@ def shared_host_rules() -> list[Deny]:
     Landlock does not guard connecting to a unix socket by its path (a container engine's, say), so no socket can be made but a
     connected pair; a datagram pair could still send to a path. ``setsid`` and ``setpgid`` answer success and do nothing, so that one
     signal to the process group reaches everything in the end.
+
+    Limits, priorities and processors may be set for the caller only (process 0): a number could be a process of the same user outside.
+    That also refuses ``pthread_setaffinity_np`` and ``pthread_setschedparam``, which name their thread.
     """
     return [
         Deny("socket", errno.EAFNOSUPPORT),
@@ -92,6 +108,10 @@ def shared_host_rules() -> list[Deny]:
         Deny("connect"), Deny("bind"), Deny("listen"),
         Deny("kill", when="equal", value=0xFFFFFFFF),
         Deny("setsid", 0), Deny("setpgid", 0),
+        *(Deny(call, when="not_equal", value=0) for call in ("prlimit64", "sched_setparam", "sched_setscheduler", "sched_setaffinity",
+                                                             "sched_setattr")),
+        *(Deny(call, when="not_equal", argument=1, value=0) for call in ("setpriority", "ioprio_set")),
+        Deny("setpriority", when="equal", value=PRIORITY_OF_USER), Deny("ioprio_set", when="equal", value=IO_PRIORITY_OF_USER),
     ]  # fmt: skip
 
 
