@@ -107,6 +107,12 @@ export function state(value, waits, waiting = false) {
   return h(`span.state.s-${value}${waiting ? ".waiting" : ""}`, { title: waits ? `${words(value)}: ${waits}` : words(value) }, h("span.shape", { "aria-hidden": "true" }), waits || words(value));
 }
 
+/** Deploys as fractions of the last 24 hours. */
+function marks(deploys) {
+  const start = Math.floor(Date.now() / 3600000) * 3600000 - 23 * 3600000;
+  return deploys.map((deploy) => (Date.parse(deploy.at) - start) / 86400000).filter((at) => at >= 0 && at <= 1);
+}
+
 function row(data) {
   return h(
     "a.row",
@@ -117,10 +123,10 @@ function row(data) {
     h(
       "span.meta",
       h("span.service", data.services.join(", ") || "no service"),
-      sparkline(data.buckets, data.deploys),
-      data.people > 0 && h("span.people", { title: plural(data.people, "person affected", "people affected") }, plural(data.people, "person", "people")),
+      sparkline(data.sparkline, marks(data.deploys)),
+      data.people_count > 0 && h("span.people", { title: plural(data.people_count, "person affected", "people affected") }, plural(data.people_count, "person", "people")),
     ),
-    state(data.state, data.waits, data.waitsForPerson),
+    state(data.state, data.waits_for, data.waits_for_person),
   );
 }
 

@@ -7,20 +7,21 @@ import { since, count, percent, money, duration, short, plural, words } from "./
 import { priority, state } from "./list.js";
 import { actionBar } from "./actions.js";
 
-/** Draws a report: {report, investigation, change, changes, measurement, measurementStarted, timeline, rates, deploys}. */
-export function render(model, context) {
-  const { report, investigation, change, measurement } = model;
+/** Draws a report: the API's detail with its timeline and rates beside it. */
+export function render(report, timelineEntries, rates, context) {
+  const { investigation, change, measurement } = report;
+  const model = { report, investigation, change, measurement, measurementStarted: report.measurement_started, rates };
   const cite = citer(investigation, context);
   return h(
     "article.report",
     { "aria-labelledby": "report-title" },
-    h("a.button.back", { href: "/", onclick: context.back }, "‹ All reports"),
+    h("a.button.back", { href: context.backHref }, "‹ All reports"),
     h(
       "header",
       h(
         "div.eyebrow",
         priority(report.priority),
-        state(report.state, report.waits, report.waitsForPerson),
+        state(report.state, report.waits_for, report.waits_for_person),
         h("span", report.services.join(", ") || "no service"),
         h("span", "last seen ", since(report.last_seen, " ago")),
         report.recurrence_of && h("a", { href: `/reports/${report.recurrence_of}` }, "recurrence of an earlier report"),
@@ -36,7 +37,7 @@ export function render(model, context) {
     change && changeSection(model, context, cite),
     (measurement || model.measurementStarted) && measured(model),
     why(model, context),
-    timeline(model.timeline),
+    timeline(timelineEntries),
   );
 }
 
@@ -67,7 +68,6 @@ function fact(term, value, note) {
 
 function what(model) {
   const { report, investigation, rates } = model;
-  const radius = model.radius;
   return h(
     "section.section",
     h("h2", "What happened"),
@@ -75,7 +75,7 @@ function what(model) {
       "dl.facts",
       fact("Signals", count(report.signal_count), Object.entries(report.kinds).map(([kind, number]) => `${count(number)} ${words(kind)}`).join(", ")),
       fact("People", count(report.people_count)),
-      radius?.share != null && fact("Share of requests", percent(radius.share)),
+      rates?.share != null && fact("Share of requests", percent(rates.share)),
       fact("First seen", since(report.first_seen, " ago")),
       fact("Releases", Object.keys(report.releases).length ? Object.keys(report.releases).slice(0, 3).map(short).join(", ") : "not said"),
     ),
@@ -196,7 +196,7 @@ function changeSection(model, context) {
     change.checks?.length > 0 && h("ul.checks", change.checks.map(check)),
     change.diff_bytes !== 0 && body,
     change.runs?.length > 0 && h("details", h("summary", `What ran in the sandbox (${change.runs.length})`), change.runs.map(run)),
-    change.body && h("details", h("summary", "The pull request's text"), h("pre.block.wrap", change.body)),
+    change.body && h("details", h("summary", "The pull request’s text"), h("pre.block.wrap", change.body)),
   );
 }
 
@@ -295,7 +295,7 @@ function timeline(entries) {
           `li${entry.actor.startsWith("person:") ? ".person" : ""}`,
           since(entry.at),
           h("span.dot", { "aria-hidden": "true" }),
-          h("div", h("span.what", entry.to ? h("strong", words(entry.to)) : h("strong", entry.kind ?? ""), entry.reason && `: ${entry.reason}`), " ", h("span.who", entry.actor.replace(/^(person|service):/, ""))),
+          h("div", h("span.what", h("strong", words(entry.to_state ?? entry.kind)), entry.reason && `: ${entry.reason}`), " ", h("span.who", entry.actor.replace(/^(person|service):/, ""))),
         ),
       ),
     ),
