@@ -211,11 +211,12 @@ async def test_no_batch_is_larger_than_the_server_takes():
     assert [[ack.sequence for ack in acknowledged] for acknowledged in found][5][-1] == 5 * 400 + 399
 
 
+@pytest.mark.xfail(
+    strict=True, reason="one signal over the bus's message size fails the whole request: handlers.signals does not look at sizes"
+)
 async def test_one_signal_that_the_bus_cannot_take_does_not_fail_its_neighbours(edge):
-    huge = {"title": "huge", "frames": [{name: "\x01" * 512 for name in ("file", "function", "module", "context")}] * 100}
+    huge = {"title": "huge", "frames": [dict.fromkeys(("file", "function", "module", "context"), "\x01" * 512)] * 100}
     answer = await edge.post("/v1/signals", [{"title": "a"}, huge, {"title": "b"}])
-    assert answer.status_code in (207, 422)
-    if answer.status_code == 207:
-        assert [signal.title for signal in edge.signals] == ["a", "b"]
-    else:
-        assert edge.stored == 0
+    assert answer.status_code == 207
+    assert [result["outcome"] for result in answer.json()["results"]] == ["accepted", "rejected", "accepted"]
+    assert [signal.title for signal in edge.signals] == ["a", "b"]
