@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 
+COMMIT = re.compile(r"\b([0-9a-f]{8})[0-9a-f]{32}\b")
 VERDICT_STYLES = {"held": "green", "not_held": "yellow", "worse": "red", "inconclusive": "dim"}
 
 
 def plain(text: Any) -> str:
-    """Text that cannot act on a terminal."""
+    """Text that cannot act on a terminal, with full commit ids cut to eight digits."""
+    text = COMMIT.sub(r"\1", str(text))
     return escape("".join(character if character.isprintable() or character == "\n" else "�" for character in str(text)))
 
 

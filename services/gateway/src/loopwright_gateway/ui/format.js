@@ -32,12 +32,17 @@ export function ago(iso, now = Date.now()) {
 /** A time element that says how long ago, and exactly when on hover. It is kept current by tick(). */
 export function since(iso, suffix = "") {
   if (!iso) return h("span.faint", "–");
-  return h("time", { datetime: iso, title: EXACT.format(new Date(iso)), "data-suffix": suffix }, ago(iso) + suffix);
+  return h("time", { datetime: iso, title: EXACT.format(new Date(iso)), "data-suffix": suffix }, told(iso, suffix));
+}
+
+function told(iso, suffix) {
+  const text = ago(iso);
+  return text === "now" || text.startsWith("in ") ? text : text + suffix;
 }
 
 export function tick(root = document) {
   for (const element of root.querySelectorAll("time[datetime]")) {
-    const text = ago(element.getAttribute("datetime")) + (element.dataset.suffix ?? "");
+    const text = told(element.getAttribute("datetime"), element.dataset.suffix ?? "");
     if (element.textContent !== text) element.textContent = text;
   }
 }
@@ -49,5 +54,7 @@ export const percent = (value) =>
   value == null ? "–" : `${value !== 0 && Math.abs(value) < 0.001 ? "<0.1" : (value * 100).toFixed(Math.abs(value) < 0.1 ? 2 : 1)}%`;
 export const money = (usd) => (usd ? `$${usd < 0.01 ? usd.toFixed(4) : usd.toFixed(2)}` : "$0");
 export const short = (sha) => (sha ? sha.slice(0, 8) : "–");
+/** Text with full commit ids cut to eight digits, as people say them. */
+export const brief = (text) => (text ?? "").replace(/\b([0-9a-f]{8})[0-9a-f]{32}\b/g, "$1");
 export const words = (name) => (name ?? "").replaceAll("_", " ");
 export const bytes = (value) => (value < 1024 ? `${value} B` : `${(value / 1024).toFixed(1)} KiB`);

@@ -88,7 +88,7 @@ function frame() {
   parts.main = h("div.main");
   fill(
     app,
-    h("header.bar", h("a.brand", { href: "/" }, h("img", { src: "/icon.svg", alt: "" }), h("span", "Loopwright")), parts.nav, h("span.spacer"), parts.live, parts.project,
+    h("header.topbar", h("a.brand", { href: "/" }, h("img", { src: "/icon.svg", alt: "" }), h("span", "Loopwright")), parts.nav, h("span.spacer"), parts.live, parts.project,
       h("button.icon-button", { type: "button", title: "Light or dark (t)", "aria-label": "Light or dark", onclick: toggleTheme }, "◐"),
       h("button.icon-button.help-button", { type: "button", title: "Keys (?)", "aria-label": "Keys", onclick: toggleKeys }, "?")),
     parts.main,

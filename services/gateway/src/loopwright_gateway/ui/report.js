@@ -3,7 +3,7 @@
 import { h, fill } from "./dom.js";
 import * as chart from "./chart.js";
 import * as diff from "./diff.js";
-import { since, count, percent, money, duration, short, plural, words } from "./format.js";
+import { since, brief, count, percent, money, duration, short, plural, words } from "./format.js";
 import { priority, state } from "./list.js";
 import { actionBar } from "./actions.js";
 
@@ -43,18 +43,26 @@ export function render(report, timelineEntries, rates, context) {
 
 function lead({ report, investigation, measurement }) {
   if (measurement) {
-    return h("p.lead", outcome(measurement.verdict), " ", measurement.reason);
+    return h("p.lead", outcome(measurement.verdict), " ", brief(measurement.reason));
   }
   if (!investigation) {
     const text = { gathering: "Signals are gathering; it will be looked into as soon as enough has come in.", ready: "Waiting to be investigated." };
     return h("p.lead.soft", text[report.state] ?? "Being looked into: the code, the deploys and the numbers.");
   }
+  const [first] = investigation.suspects ?? [];
   return h(
     "p.lead",
-    investigation.summary || investigation.reason,
+    brief(firstSentence(investigation.summary || investigation.reason)),
+    first && h("span.cause", "Likely cause: ", h("code", short(first.commit)), ` “${first.title}” by ${first.author}. `),
     " ",
     h("span.confidence", `${words(investigation.verdict)}, confidence ${percent(investigation.confidence)}`),
   );
+}
+
+/** The first sentence: a full stop, a space, and what begins like a sentence. */
+function firstSentence(text) {
+  const end = text.search(/[.!?]\s+(?=[A-Z0-9“])/);
+  return end < 0 ? text : text.slice(0, end + 1);
 }
 
 function question({ report, investigation }, context) {
@@ -136,7 +144,7 @@ function cause(investigation, cite) {
     ),
     investigation.claims?.length > 0 && [
       h("h3", "What the evidence says"),
-      h("ul.claims", investigation.claims.map((claim) => h("li", claim.statement, cite(claim.cites), claim.author === "model" && h("span.faint", " (model)")))),
+      h("ul.claims", investigation.claims.map((claim) => h("li", brief(claim.statement), cite(claim.cites), claim.author === "model" && h("span.faint", " (model)")))),
       investigation.claims_dropped > 0 && h("p.faint", `${plural(investigation.claims_dropped, "statement")} without evidence left out.`),
     ],
     (others.length > 0 || investigation.hypotheses?.length > 0) &&
@@ -144,7 +152,7 @@ function cause(investigation, cite) {
         "details",
         h("summary", `What was ruled out (${others.length + (investigation.hypotheses ?? []).filter((item) => !item.kept).length})`),
         others.map((item) => suspect(item, cite, false)),
-        h("ul.claims", (investigation.hypotheses ?? []).filter((item) => !item.kept).map((item) => h("li", item.statement, ": ", h("span.soft", item.reason), cite(item.cites)))),
+        h("ul.claims", (investigation.hypotheses ?? []).filter((item) => !item.kept).map((item) => h("li", item.statement, ": ", h("span.soft", brief(item.reason)), cite(item.cites)))),
       ),
     investigation.reviewers?.length > 0 &&
       h("p.soft", "Who knows it: ", investigation.reviewers.map((reviewer, index) => [index > 0 && ", ", h("span", { title: reviewer.reason }, reviewer.name)])),
@@ -163,7 +171,7 @@ function suspect(item, cite, main) {
       h("span.faint", { title: `Score ${item.score.toFixed(2)} of 1` }, bar(item.score), ` ${percent(item.score)}`),
       cite(item.cites),
     ),
-    h("ul", item.reasons.slice(0, main ? 8 : 2).map((reason) => h("li", reason))),
+    h("ul", item.reasons.slice(0, main ? 8 : 2).map((reason) => h("li", brief(reason)))),
   );
 }
 
@@ -192,7 +200,7 @@ function changeSection(model, context) {
       isolation(change),
     ),
     change.failure && h("p.note.error", change.failure),
-    h("p.prose", change.title, change.proof_reason && h("span.soft", ` — ${change.proof_reason}`)),
+    h("p.prose", brief(change.title), change.proof_reason && h("span.soft", ` — ${brief(change.proof_reason)}`)),
     change.checks?.length > 0 && h("ul.checks", change.checks.map(check)),
     change.diff_bytes !== 0 && body,
     change.runs?.length > 0 && h("details", h("summary", `What ran in the sandbox (${change.runs.length})`), change.runs.map(run)),
@@ -240,7 +248,7 @@ function measured({ measurement, measurementStarted, change }) {
   return h(
     "section.section",
     h("h2", "Measurement", h("span.faint", `release ${short(measurement.release)}`)),
-    h("p", outcome(measurement.verdict), " ", measurement.reason),
+    h("p", outcome(measurement.verdict), " ", brief(measurement.reason)),
     before?.rate != null && after?.rate != null && chart.verdict(measurement),
     before && after && h(
       "dl.facts",
@@ -278,7 +286,7 @@ function signals(items) {
         "li",
         h("div.eyebrow", h("span.tag", words(signal.kind)), h("span", signal.source), since(signal.occurred_at, " ago"), signal.release && h("code", short(signal.release))),
         h("div.prose", signal.title),
-        decision && h("div.why", decision.reason, h("span.faint", ` (${words(decision.rule)}, grouping ${decision.grouping_version}${decision.degraded ? ", without the embedding model" : ""})`)),
+        decision && h("div.why", brief(decision.reason), h("span.faint", ` (${words(decision.rule)}, grouping ${decision.grouping_version}${decision.degraded ? ", without the embedding model" : ""})`)),
       ),
     ),
   );
@@ -295,7 +303,7 @@ function timeline(entries) {
           `li${entry.actor.startsWith("person:") ? ".person" : ""}`,
           since(entry.at),
           h("span.dot", { "aria-hidden": "true" }),
-          h("div", h("span.what", h("strong", words(entry.to_state ?? entry.kind)), entry.reason && `: ${entry.reason}`), " ", h("span.who", entry.actor.replace(/^(person|service):/, ""))),
+          h("div", h("span.what", h("strong", words(entry.to_state ?? entry.kind)), entry.reason && `: ${brief(entry.reason)}`), " ", h("span.who", entry.actor.replace(/^(person|service):/, ""))),
         ),
       ),
     ),
