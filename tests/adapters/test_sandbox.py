@@ -1,11 +1,13 @@
 """The Sandbox port against real isolations: what is inside cannot reach what is outside, and ends when it should."""
 
-# ruff: noqa: ASYNC221, ASYNC240 (a test may well block while it looks at the host)
+# ruff: noqa: ASYNC220, ASYNC221, ASYNC240, ASYNC251 (a test may well block while it looks at the host)
 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -265,3 +267,146 @@ async def test_the_choice_names_what_holds(sandbox):
     chosen, findings = await choose("bubblewrap" if sandbox.isolation == "bubblewrap" else "landlock")
     assert chosen.isolation == sandbox.isolation
     assert findings[-1].holds
+
+
+ORDINARY_UID = 61_190  # nobody's: between the run's own users and those that systemd gives out
+ORDINARY_RUN = """
+import asyncio, dataclasses, json, sys
+from pathlib import Path
+from loopwright_pr_agent.sandbox.detect import candidates, probe
+from loopwright_pr_agent.sandbox.port import Limits, RunRequest
+
+async def main():
+    job = json.load(sys.stdin)
+    for sandbox in candidates(job["isolation"]):
+        finding = await probe(sandbox)
+        if finding.holds:
+            request = RunRequest((sys.executable, "-c", job["code"]), Path(job["workspace"]), limits=Limits(**job["limits"]))
+            print(json.dumps(dataclasses.asdict(await sandbox.run(request))))
+            return
+    sys.exit(f"NO SANDBOX: {finding.reason}")
+
+asyncio.run(main())
+"""
+
+
+def code_folders() -> list[Path]:
+    import loopwright_common
+    import loopwright_pr_agent
+
+    return [Path(package.__file__).resolve().parents[1] for package in (loopwright_common, loopwright_pr_agent)]
+
+
+@pytest.fixture(params=["as this user", "as an ordinary user"])
+def look(request, sandbox, workspace, tmp_path):
+    """Runs code in the sandbox and gives the result as a mapping: as this user, and where this is root as an ordinary user too."""
+
+    async def here(code: str, **limits: float) -> dict:
+        result = await sandbox.run(RunRequest(("python", "-c", code), workspace, TOOLCHAINS, limits=Limits(**(vars(LIMITS) | limits))))
+        return vars(result)
+
+    async def ordinary(code: str, **limits: float) -> dict:
+        job = {"isolation": sandbox.isolation.partition("+")[0], "code": code, "workspace": str(place / "workspace"),
+               "limits": vars(LIMITS) | limits}  # fmt: skip
+        said = await asyncio.to_thread(
+            subprocess.run,
+            [*become, "/usr/bin/python3", "-c", ORDINARY_RUN],
+            input=json.dumps(job), capture_output=True, text=True, timeout=60, cwd="/",
+            env={"PATH": os.environ["PATH"], "HOME": str(place), "TMPDIR": str(place), "PYTHONPATH": ":".join(map(str, code_folders()))},
+        )  # fmt: skip
+        if "NO SANDBOX" in said.stderr:
+            pytest.skip(f"no {sandbox.isolation} for an ordinary user here: {said.stderr.strip()[-300:]}")
+        assert said.returncode == 0, said.stderr
+        return json.loads(said.stdout)
+
+    if request.param == "as this user":
+        return here
+    if os.getuid() != 0:
+        pytest.skip("this user is an ordinary one already")
+    become = [shutil.which("setpriv") or "", f"--reuid={ORDINARY_UID}", f"--regid={ORDINARY_UID}", "--clear-groups"]
+    if not become[0] or not Path("/usr/bin/python3").exists():
+        pytest.skip("becoming an ordinary user takes setpriv and /usr/bin/python3")
+    readable = [*become, "/usr/bin/python3", "-c", "import loopwright_pr_agent.sandbox.detect"]
+    trial = subprocess.run(readable, capture_output=True, text=True, env={"PYTHONPATH": ":".join(map(str, code_folders()))}, timeout=30)
+    if trial.returncode != 0:
+        pytest.skip(f"an ordinary user cannot run this code here: {trial.stderr.strip()[-200:]}")
+    place = tmp_path / "ordinary"
+    (place / "workspace").mkdir(parents=True)
+    for folder in (place, place / "workspace"):
+        os.chown(folder, ORDINARY_UID, ORDINARY_UID)
+    return ordinary
+
+
+@pytest.mark.parametrize(
+    "attempt",
+    [
+        "os.memfd_create('m')",
+        "checked(libc.shmget(0, 300 << 20, 0o1600))",
+        "checked(libc.shmat(0, None, 0))",
+        "checked(libc.semget(0, 30_000, 0o1600))",
+        "checked(libc.msgget(0, 0o1600))",
+        "checked(librt.mq_open(b'/loopwright-test', 0o102, 0o600, None))",
+    ],
+)
+async def test_memory_that_no_limit_counts_cannot_be_had(look, attempt):
+    result = await look(
+        "import ctypes, os, errno\nlibc = ctypes.CDLL(None, use_errno=True)\nlibrt = ctypes.CDLL('librt.so.1', use_errno=True)\n"
+        "def checked(value):\n    if value < 0: raise OSError(ctypes.get_errno(), 'refused')\n    print('HAD', value)\n"
+        f"try:\n    {attempt}\n    print('HAD IT')\nexcept OSError as error:\n    print(errno.errorcode[error.errno])\n"
+    )
+    assert (result["outcome"], result["output_tail"].strip()) == ("exited", "ENOSYS")
+
+
+async def test_what_is_written_to_memory_file_systems_stays_under_the_memory_limit(look):
+    result = await look(
+        "import os\nwritten = 0\n"
+        "for folder in ('/dev', '/dev/shm', '/tmp', '/run', '/'):\n"
+        "    if not os.path.ismount(folder): continue\n"
+        "    for number in range(100):\n"
+        "        try:\n"
+        "            with open(f'{folder}/loopwright-{number}', 'wb') as file:\n"
+        "                for _ in range(4): written += file.write(b'x' * (1 << 20)); file.flush()\n"
+        "        except OSError: break\n"
+        "print('MIB', written >> 20)",
+        memory_bytes=128 * MIB, wall_seconds=20,
+    )  # fmt: skip
+    assert result["outcome"] == "exited", result
+    assert int(result["output_tail"].split()[-1]) <= 128 + 64
+
+
+async def test_locks_between_processes_work_or_their_lack_is_told(look):
+    result = await look("import multiprocessing as m\nwith m.Lock(): print('LOCKED')")
+    if result["isolation"] == "bubblewrap":
+        assert "LOCKED" in result["output_tail"], result["output_tail"]
+    else:  # /dev/shm would be the host's
+        assert "LOCKED" not in result["output_tail"]
+        assert any("multiprocessing.Lock" in fact and "not covered" in fact for fact in result["facts"])
+
+
+async def test_limits_and_priorities_of_processes_outside_cannot_be_set(look):
+    # As the same user, which is what an ordinary user's sandbox runs as: the kernel alone would allow it.
+    user = ORDINARY_UID if look.__name__ == "ordinary" else os.getuid()
+    become = ["setpriv", f"--reuid={user}", "--clear-groups"] if user != os.getuid() else []
+    with subprocess.Popen([*become, "sleep", "60"]) as outside:
+        try:
+            time.sleep(0.2)
+            result = await look(
+                f"import ctypes, os, struct\npid = {outside.pid}\nlibc = ctypes.CDLL(None, use_errno=True)\n"
+                "mask, policy = struct.pack('Q', 1), struct.pack('i', 0)\n"
+                "had = {'prlimit': libc.prlimit(pid, 7, struct.pack('QQ', 20, 20), None), 'setpriority': libc.setpriority(0, pid, 19),\n"
+                "  'of user': libc.setpriority(2, 0, 19), 'affinity': libc.sched_setaffinity(pid, 8, mask),\n"
+                "  'scheduler': libc.sched_setscheduler(pid, 3, policy), 'param': libc.sched_setparam(pid, policy),\n"
+                f"  'ioprio': libc.syscall({251 if os.uname().machine == 'x86_64' else 30}, 1, pid, 3 << 13)}}\n"
+                "print('HAD', [name for name, value in had.items() if value == 0])\n"
+                "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100)); os.nice(1); print('OWN')"
+            )
+            limits = Path(f"/proc/{outside.pid}/limits").read_text()
+            niceness = os.getpriority(os.PRIO_PROCESS, outside.pid)
+        finally:
+            outside.kill()
+    assert "OWN" in result["output_tail"], result["output_tail"]
+    # In a process table and user of its own a number means another process, or none.
+    allowed = {"HAD []", "HAD ['of user']"} if result["isolation"] == "bubblewrap" else {"HAD []"}
+    assert result["output_tail"].splitlines()[0] in allowed
+    assert "20                   20" not in limits
+    assert niceness == 0

@@ -62,7 +62,7 @@ class BubblewrapSandbox:
         facts = (
             "no network", "own processes, mounts, IPC and host name", "system and toolchains read-only", "system call filter",
             f"runs as user {uid}" if uid is not None else "own user namespace",
-            "/tmp and /dev/shm are memory of bounded size",
+            "memory file systems of bounded size",
             "not covered: bugs of the host's kernel; the sum of all files written; memfd, System V IPC and message queues are refused",
         )  # fmt: skip
         return Confined((*self._command(request, made, uid), *_launch()), job, self.isolation, facts, uid)
