@@ -173,10 +173,6 @@ async def test_the_loop_closes_when_each_fact_comes_twice_in_order(gateway: Any,
     await gateway.check_timeline()
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="handlers: a verdict that is handled before its merge (their consumers are separate) is only noted; the report stays merged",
-)
 async def test_a_verdict_that_overtakes_the_merge_still_reaches_the_report(gateway: Any) -> None:
     change = await gateway.to_review()
     await gateway.give(s.MEASUREMENTS_STARTED, gateway.started(change))
@@ -185,7 +181,6 @@ async def test_a_verdict_that_overtakes_the_merge_still_reaches_the_report(gatew
     assert await gateway.state() == "held"
 
 
-@pytest.mark.xfail(strict=True, reason="handlers: a fact about an earlier change moves the report although a newer change is under way")
 async def test_a_fact_about_an_older_change_does_not_move_the_report(gateway: Any) -> None:
     first = await gateway.to_review()
     await gateway.give(s.CHANGES_CLOSED, gateway.closed(first))
@@ -303,7 +298,6 @@ async def test_what_a_state_does_not_allow_is_refused_with_what_it_does(gateway:
         await gateway.people.start_work("r1", "person:robin")
 
 
-@pytest.mark.xfail(strict=True, reason="people.start_work rolls the refusal back with the transaction: the timeline does not have it")
 async def test_a_persons_refused_start_is_on_the_timeline(gateway: Any) -> None:
     gateway.config["policy"] = {"mode": "ask", "changes_per_day_max": 0}
     await gateway.open()

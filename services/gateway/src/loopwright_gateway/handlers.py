@@ -294,7 +294,7 @@ class Facts:
             if fact.pull_request is not None:
                 await unit.add_usage(f"pull:{change.id}", fact.project, report.id, "pull_request", Cost(), now, pull_requests=1)
             await unit.add_usage(f"change:{change.id}", fact.project, report.id, "change", fact.cost, now)
-            if fact.pull_request is not None and report.state is ReportState.CHANGING:
+            if fact.pull_request is not None and report.state is ReportState.CHANGING and await self._is_newest(unit, change):
                 number = fact.pull_request.number
                 reason = f"Pull request #{number}: {fact.title}. {fact.proof.value.replace('_', ' ')}."
                 await life.transition(unit, report, ReportState.IN_REVIEW, "service:pr-agent", reason, now)
@@ -309,7 +309,13 @@ class Facts:
             change.state, change.merge_commit, change.closed_by = "merged", fact.merge_commit, fact.merged_by
             await self._settle(unit, change, fact.merged_at)
             reason = f"Merged as {fact.merge_commit[:12]}"
-            await self._follow(unit, report, ReportState.MERGED, fact.merged_by, reason, f"merged:{change.id}")
+            await self._follow(unit, report, change, ReportState.MERGED, fact.merged_by, reason, f"merged:{change.id}")
+            # Measure's facts come through other consumers: what overtook the merge is followed now.
+            started, completed = await unit.measurement_of(change.id)
+            if started is not None:
+                await self._follow_start(unit, report, change, started)
+            if completed is not None:
+                await self._follow_verdict(unit, report, change, completed)
 
     async def change_closed(self, message: Received[ChangeClosed]) -> None:
         fact = message.payload
@@ -319,7 +325,7 @@ class Facts:
                 return
             change.state, change.closed_by, change.failure = "closed", fact.closed_by, fact.reason
             await self._settle(unit, change, fact.at)
-            if report.state in (ReportState.IN_REVIEW, ReportState.CHANGING):
+            if report.state in (ReportState.IN_REVIEW, ReportState.CHANGING) and await self._is_newest(unit, change):
                 reason = f"The change was declined: {fact.reason}" if fact.reason else "The change was declined"
                 await life.transition(unit, report, ReportState.NEEDS_INPUT, fact.closed_by, reason, self._clock.now())
                 report.question = "The change was declined. What should be done instead?"
@@ -334,7 +340,7 @@ class Facts:
             change.state, change.failure = "failed", fact.reason
             await self._settle(unit, change, fact.at)
             await unit.add_usage(f"change:{change.id}", fact.project, report.id, "change", fact.cost, self._clock.now())
-            if report.state is ReportState.CHANGING:
+            if report.state is ReportState.CHANGING and await self._is_newest(unit, change):
                 await life.transition(
                     unit, report, ReportState.NEEDS_INPUT, "service:pr-agent", f"No safe change: {fact.reason}", self._clock.now()
                 )
@@ -366,10 +372,17 @@ class Facts:
     async def _tell(self, unit: Unit, change: ChangeRecord, at: datetime) -> None:
         await unit.add_event("change.changed", change.project, {"id": change.id, "report_id": change.report_id, "state": change.state}, at)
 
-    async def _follow(self, unit: Unit, report: Report, to: ReportState, actor: str, reason: str, cause: str) -> None:
+    async def _is_newest(self, unit: Unit, change: ChangeRecord) -> bool:
+        """Whether no later attempt has taken its place: only then does what becomes of it move the report."""
+        newest = await unit.latest_change(change.report_id)
+        return newest is None or newest.id == change.id
+
+    async def _follow(
+        self, unit: Unit, report: Report, change: ChangeRecord, to: ReportState, actor: str, reason: str, cause: str
+    ) -> None:  # fmt: skip
         """Moves the report if the loop's order allows it; otherwise the fact is noted, since it happened all the same."""
         now = self._clock.now()
-        if to in FOLLOWS[report.state]:
+        if to in FOLLOWS[report.state] and await self._is_newest(unit, change):
             await life.transition(unit, report, to, actor, reason, now, cause)
         else:
             await life.note(unit, report, to.value, actor, f"{reason} (the report is {report.state.value})", now, cause)
@@ -379,26 +392,30 @@ class Facts:
     async def measuring(self, message: Received[MeasurementStarted]) -> None:
         fact = message.payload
         async with self._store.transaction() as unit:
-            report = await unit.report(fact.report_id)
-            if report is None:
-                raise Retryable(f"report {fact.report_id} is not known yet")
-            if await unit.start_measurement(fact):
-                reason = f"Release {fact.release[:12]} has it; the verdict is due by {fact.ends_at:%Y-%m-%d %H:%M:%S} UTC"
-                await self._follow(unit, report, ReportState.MEASURING, "service:measure", reason, f"measuring:{fact.id}")
+            report, change = await self._of_change(unit, fact.report_id, fact.change_id)
+            if await unit.start_measurement(fact) and change.state == "merged":
+                await self._follow_start(unit, report, change, fact)
 
     async def measured(self, message: Received[Measurement]) -> None:
         fact = message.payload
         now = self._clock.now()
         async with self._store.transaction() as unit:
-            report = await unit.report(fact.report_id)
-            if report is None:
-                raise Retryable(f"report {fact.report_id} is not known yet")
+            report, change = await self._of_change(unit, fact.report_id, fact.change_id)
             if not await unit.complete_measurement(fact):
                 return
             await unit.add_usage(f"measure:{fact.id}", fact.project, report.id, "measure", fact.cost, now)
-            await self._follow(unit, report, ReportState(fact.verdict.value), "service:measure", fact.reason, f"measured:{fact.id}")
+            if change.state == "merged":  # otherwise the merge is still to come, and follows it then
+                await self._follow_verdict(unit, report, change, fact)
             body = {"id": fact.id, "report_id": report.id, "verdict": fact.verdict.value}
             await unit.add_event("measurement.completed", fact.project, body, now)
+
+    async def _follow_start(self, unit: Unit, report: Report, change: ChangeRecord, fact: MeasurementStarted) -> None:
+        reason = f"Release {fact.release[:12]} has it; the verdict is due by {fact.ends_at:%Y-%m-%d %H:%M:%S} UTC"
+        await self._follow(unit, report, change, ReportState.MEASURING, "service:measure", reason, f"measuring:{fact.id}")
+
+    async def _follow_verdict(self, unit: Unit, report: Report, change: ChangeRecord, fact: Measurement) -> None:
+        state = ReportState(fact.verdict.value)
+        await self._follow(unit, report, change, state, "service:measure", fact.reason, f"measured:{fact.id}")
 
     # Timers
 

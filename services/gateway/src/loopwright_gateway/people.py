@@ -73,8 +73,11 @@ class People:
             except IllegalTransition as error:
                 raise life.refuse(error) from error
             if not decision.start:
-                raise Refused(decision.reason)
-            return report
+                line = f"{actor} asked for the change: {decision.reason}"
+                await life.note(unit, report, "not_started", life.POLICY, line, self._clock.now(), f"not_started:{report.version}")
+        if not decision.start:  # raised after the transaction, so that the timeline keeps the refusal
+            raise Refused(decision.reason)
+        return report
 
     async def dismiss(self, report_id: str, actor: str, reason: DismissReason, comment: str = "", version: int | None = None) -> Report:
         async with self._store.transaction() as unit:

@@ -400,6 +400,18 @@ class SqlUnit:
         }  # fmt: skip
         return await self._add(t.measurements, row)
 
+    async def measurement_of(self, change_id: str) -> tuple[MeasurementStarted | None, Measurement | None]:
+        """What is recorded of the measurement of a change: its start and its verdict."""
+        c = t.measurements.c
+        statement = select(c.started, c.body).where(c.change_id == change_id).order_by(c.at.desc()).limit(1)
+        row = (await self._connection.execute(statement)).first()
+        if row is None:
+            return None, None
+        return (
+            MeasurementStarted.model_validate_json(row[0]) if row[0] else None,
+            Measurement.model_validate_json(row[1]) if row[1] else None,
+        )
+
     async def complete_measurement(self, measurement: Measurement) -> bool:
         """Records the verdict once; the row may be there from its start, or not."""
         c = t.measurements.c
