@@ -39,6 +39,7 @@ LOOK_SECONDS = 0.25
 STAGE_SECONDS_MAX = 100.0
 PERSON_SECONDS_MAX = 24 * 3600.0
 HEALTHY_SECONDS = 6.0
+STOP_SECONDS_MAX = 5.0
 
 TICKET = {
     "kind": "ticket",
@@ -130,26 +131,28 @@ class Demo:
     # The loop
 
     def play(self) -> Outcome:
-        """The whole loop. Raises DemoFailed."""
-        try:
-            self._prepare()
-            self._regress()
-            self._gather()
-            self._investigate()
-            self._change()
-            self._merge()
-            self._deploy()
-            self._measure()
-            self._close()
-        finally:
-            for process in self._processes:
-                process.terminate()
-            for process in self._processes:
-                try:
-                    process.wait(5)
-                except subprocess.TimeoutExpired:
-                    process.kill()
+        """The whole loop. Raises DemoFailed. The shop and its customers go on until ``close``."""
+        self._prepare()
+        self._regress()
+        self._gather()
+        self._investigate()
+        self._change()
+        self._merge()
+        self._deploy()
+        self._measure()
+        self._close()
         return self.outcome
+
+    def close(self) -> None:
+        """Stops the shop, its deployer and its customers."""
+        for process in self._processes:
+            process.terminate()
+        for process in self._processes:
+            try:
+                process.wait(STOP_SECONDS_MAX)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
     def _prepare(self) -> None:
         with self.stage("A product: the shop, in production") as stage:
@@ -438,14 +441,16 @@ def run_demo(console: Console, root: Path, *, data: str, first_port: int, person
         stack = Stack(folder, first_port or free_ports(FIRST_PORT), root / ".cache" / "models")
         with Supervisor(stack, lambda text: console.print(f"   [dim]{plain(text)}[/]")) as supervisor:
             console.print(f"   [dim]the stack is up after {time.monotonic() - started:.1f} s[/]")
-            demo = Demo(console, supervisor, root, person=person)
-            demo.play()
-            demo.summary()
-            code = 0
-            console.print(f"\nThe inbox{'' if keep else ', while it runs'}: [bold]{stack.inbox_url}[/]")
-            if keep:
-                console.print("Everything is left running; Ctrl-C stops it.")
-                supervisor.watch()
+            with contextlib.closing(Demo(console, supervisor, root, person=person)) as demo:
+                demo.play()
+                demo.summary()
+                code = 0
+                console.print(f"\nThe inbox: [bold]{stack.inbox_url}[/]")
+                if keep:
+                    console.print("Everything is left running; Ctrl-C stops it.")
+                    supervisor.watch()
+                else:
+                    console.print("It stops now. `make demo KEEP=1` leaves everything running, to look around in the inbox.")
     except KeyboardInterrupt:
         console.print("\nstopped")
     except (DemoFailed, StartFailed, NotInstalled, ApiFailed) as error:
