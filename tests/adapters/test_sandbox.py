@@ -269,7 +269,7 @@ async def test_the_choice_names_what_holds(sandbox):
     assert findings[-1].holds
 
 
-ORDINARY_UID = 61_190  # nobody's: between the run's own users and those that systemd gives out
+ORDINARY_UID = 3_000_017  # nobody's
 ORDINARY_RUN = """
 import asyncio, dataclasses, json, sys
 from pathlib import Path
@@ -410,3 +410,95 @@ async def test_limits_and_priorities_of_processes_outside_cannot_be_set(look):
     assert result["output_tail"].splitlines()[0] in allowed
     assert "20                   20" not in limits
     assert niceness == 0
+
+
+@pytest.fixture
+def leases(tmp_path, monkeypatch):
+    """Two user ids of our own to choose from, held in a folder of our own."""
+    if os.getuid() != 0:
+        pytest.skip("only root runs commands as other users")
+    from loopwright_pr_agent.sandbox import common
+
+    monkeypatch.setattr(common, "FIRST_UID", ORDINARY_UID + 1)
+    monkeypatch.setattr(common, "UIDS", 2)
+    monkeypatch.setattr(common, "LEASES", tmp_path / "leases")
+    return [ORDINARY_UID + 1, ORDINARY_UID + 2]
+
+
+def begin_as(uid: int) -> subprocess.Popen[bytes]:
+    stranger = subprocess.Popen([shutil.which("setpriv") or pytest.skip("no setpriv"), f"--reuid={uid}", "--clear-groups", "sleep", "60"])
+    deadline = time.monotonic() + 5
+    while os.stat(f"/proc/{stranger.pid}").st_uid != uid and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return stranger
+
+
+async def test_a_user_id_with_a_process_of_somebody_else_is_passed_over_and_the_process_lives(leases, run):
+    with begin_as(leases[0]) as stranger:
+        try:
+            results = [await run("import os; print(os.getuid())") for _ in range(4)]
+            assert stranger.poll() is None
+        finally:
+            stranger.kill()
+    assert {result.output_tail.strip() for result in results} == {str(leases[1])}
+
+
+async def test_a_process_that_somebody_begins_under_the_runs_user_id_meanwhile_outlives_the_run(leases, run, workspace):
+    with begin_as(leases[0]) as other:
+        task = asyncio.create_task(run("open('started', 'w').close(); import time; time.sleep(60)", limits=Limits(wall_seconds=2)))
+        while not (workspace / "started").exists() and not task.done():
+            await asyncio.sleep(0.02)
+        with begin_as(leases[1]) as stranger:
+            try:
+                assert (await task).outcome == "timed_out"
+                assert stranger.poll() is None
+            finally:
+                stranger.kill()
+                other.kill()
+
+
+async def test_no_two_holders_share_a_user_id_over_processes_and_accounts_are_passed_over(leases, monkeypatch, tmp_path):
+    from loopwright_pr_agent.sandbox import common
+
+    holding = (
+        "import sys\nfrom pathlib import Path\nfrom loopwright_pr_agent.sandbox import common\n"
+        f"common.FIRST_UID, common.UIDS = {leases[0]}, 2\n"
+        f"with common.own_uid(Path({str(tmp_path / 'leases')!r})) as uid:\n    print(uid, flush=True)\n    sys.stdin.read()\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", holding], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        theirs = int(other.stdout.readline())
+        with common.own_uid() as ours:
+            assert {ours, theirs} == set(leases)
+            with pytest.raises(SandboxBroken, match="in use"), common.own_uid():
+                pass
+        other.kill()
+    with common.own_uid() as one, common.own_uid() as two:
+        assert {one, two} == set(leases)
+    known = common.pwd.getpwuid(0)
+    monkeypatch.setattr(common.pwd, "getpwuid", lambda uid: known)
+    with pytest.raises(SandboxBroken, match="in use"), common.own_uid():
+        pass
+
+
+def test_leases_that_others_could_write_are_refused(leases, tmp_path, monkeypatch):
+    from loopwright_pr_agent.sandbox import common
+
+    monkeypatch.setattr(common.tempfile, "gettempdir", lambda: str(tmp_path / "none"))
+    (tmp_path / "leases").mkdir(mode=0o777)
+    (tmp_path / "leases").chmod(0o777)
+    with pytest.raises(SandboxBroken, match="0700"), common.own_uid():
+        pass
+
+
+def test_user_ids_for_runs_are_those_that_systemd_gives_to_nobody():
+    from loopwright_pr_agent.sandbox import common
+
+    assert range(60_706, 61_184)[0] <= common.FIRST_UID
+    assert common.FIRST_UID + common.UIDS <= 61_184
+
+
+async def test_memory_of_processes_whose_parents_have_ended_is_bounded_too(look):
+    code = "import os, time\nfor _ in range(6):\n    if os.fork() == 0:\n        if os.fork(): os._exit(0)\n"
+    code += "        x = b'x' * (100 * 1048576)\n        time.sleep(30)\ntime.sleep(30)"
+    result = await look(code, wall_seconds=15)
+    assert result["outcome"] == "out_of_memory"

@@ -65,7 +65,7 @@ class BubblewrapSandbox:
             "memory file systems of bounded size",
             "not covered: bugs of the host's kernel; the sum of all files written; memfd, System V IPC and message queues are refused",
         )  # fmt: skip
-        return Confined((*self._command(request, made, uid), *_launch()), job, self.isolation, facts, uid)
+        return Confined((*self._command(request, made, uid), *_launch()), job, self.isolation, facts)
 
     def _command(self, request: RunRequest, made: Scratch, uid: int | None) -> list[str]:
         help_text = _help(self._program)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
+import pwd
 import random
 import shutil
-import socket
+import stat
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -16,32 +18,75 @@ from pathlib import Path
 
 from loopwright_pr_agent.sandbox.port import RunRequest, SandboxBroken
 
-# Debian Policy 9.2.2: 60000 to 64999 are given to nobody by default. Each run at once gets one of its own, so that its processes can be
-# counted, limited (RLIMIT_NPROC counts per user) and ended together.
-FIRST_UID, UIDS = 60_100, 400
+# Left to nobody by systemd (systemd.io/UIDS-GIDS: homed ends at 60513, containers at 60577, greeters of later versions at 60705, dynamic
+# users begin at 61184) and by Debian (Policy 9.2.2: 60000 to 64999 only on demand). Each run at once gets one of its own, so that it can
+# reach nobody else's processes and the kernel's limit on processes (RLIMIT_NPROC counts per user) is its own.
+FIRST_UID, UIDS = 60_706, 478
+# Shared by every pr-agent of this host; /run is emptied at boot, as users' processes are.
+LEASES = Path("/run/loopwright-sandbox-users")
 
 
 @contextmanager
-def own_uid() -> Iterator[int | None]:
+def own_uid(leases: Path | None = None) -> Iterator[int | None]:
     """A user id for one run where the service is root; None where it is not and so cannot become anybody else.
 
-    Held by binding an abstract unix socket of that name: over all processes of this host, and free again when its holder dies. Two runs
-    under one id would end each other's processes. Raises SandboxBroken when all are taken.
+    Held by a lock (flock(2)) on a file of that name: over all processes that share the folder, and free again when its holder dies. An id
+    that has an account or a process is somebody's and is passed over. Raises SandboxBroken when none is left.
     """
     if os.geteuid() != 0:
         yield None
         return
+    folder = _lease_folder(leases or LEASES)
+    taken = _uids_with_processes()
     order = list(range(FIRST_UID, FIRST_UID + UIDS))
     random.shuffle(order)
     for uid in order:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as claim:
+        if uid in taken or _has_account(uid):
+            continue
+        lease = os.open(folder / str(uid), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
             try:
-                claim.bind(f"\0loopwright-sandbox-user-{uid}")
-            except OSError:
+                fcntl.flock(lease, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
                 continue
+            if uid in _uids_with_processes():
+                continue  # another run had it, and left or lost its lock, since the first look
             yield uid
             return
+        finally:
+            os.close(lease)
     raise SandboxBroken(f"all {UIDS} user ids for sandboxes are in use; lower LOOPWRIGHT_PR_AGENT_CONCURRENCY")
+
+
+def _lease_folder(folder: Path) -> Path:
+    """The folder of the leases, root's alone: where others could write, they could hold every id or lead the files astray."""
+    for place in (folder, Path(tempfile.gettempdir()) / folder.name):  # a container's /run may be read-only
+        try:
+            place.mkdir(mode=0o700, exist_ok=True)
+            status = place.lstat()
+        except OSError:
+            continue
+        if stat.S_ISDIR(status.st_mode) and status.st_uid == 0 and not status.st_mode & 0o077 and os.access(place, os.W_OK):
+            return place
+    raise SandboxBroken(f"{folder} cannot be made or is not root's alone (mode 0700); user ids for sandboxes are held there")
+
+
+def _has_account(uid: int) -> bool:
+    try:
+        pwd.getpwuid(uid)
+    except KeyError:
+        return False
+    return True
+
+
+def _uids_with_processes() -> set[int]:
+    """Every user that some process is, was or may become: real, effective, saved and file system ids (proc(5), ``Uid``)."""
+    found: set[int] = set()
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with contextlib.suppress(OSError), open(f"/proc/{name}/status", "rb") as file:
+                found.update(int(uid) for line in file if line.startswith(b"Uid:") for uid in line.split()[1:])
+    return found
 
 
 def tasks_of_user() -> int:

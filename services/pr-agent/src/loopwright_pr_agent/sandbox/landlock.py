@@ -77,7 +77,7 @@ class LandlockSandbox:
             "seccomp": base64.b64encode(seccomp.assemble(rules)).decode(),
         }
         command = (interpreter(), "-I", "-S", str(LAUNCHER))
-        return Confined(command, job, self.isolation, _facts(uid, version, keep), uid)
+        return Confined(command, job, self.isolation, _facts(uid, version, keep))
 
     @staticmethod
     def _rules(request: RunRequest, made: Scratch, version: int) -> dict[str, Any]:

@@ -14,8 +14,8 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +31,12 @@ _OUT_OF_MEMORY = (b"MemoryError", b"Cannot allocate memory", b"std::bad_alloc", 
 
 @dataclass(frozen=True)
 class Confined:
-    """How an adapter starts a run: the whole command, the launcher's job, and which user's processes are the run's alone."""
+    """How an adapter starts a run: the whole command, the launcher's job, and what holds."""
 
     command: tuple[str, ...]
     job: dict[str, Any]
     isolation: str
     facts: tuple[str, ...]
-    sole_uid: int | None = None
 
 
 def rlimits(limits: Limits, processes: int) -> list[tuple[str, int]]:
@@ -122,7 +121,7 @@ def _run(confined: Confined, limits: Limits, stop: threading.Event) -> RunResult
         raise SandboxBroken(f"{confined.isolation}: {confined.command[0]} cannot be started: {error}") from error
     finally:
         os.close(status_write)
-    watch = _Watch(process.pid, confined.sole_uid, limits, started + limits.wall_seconds)
+    watch = _Watch(process.pid, limits, started + limits.wall_seconds)
     try:
         assert process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
@@ -174,7 +173,8 @@ def _attend(
             if pid:
                 process.returncode = os.waitstatus_to_exitcode(wait_status)
                 ended = process.returncode, usage.ru_utime + usage.ru_stime
-                watch.kill_all(leader_gone=True)
+                watch.leader_gone = True
+                watch.kill_all()
                 continue
         elif exceeded is not None or not chunk:
             break
@@ -219,10 +219,16 @@ class _Watch:
     """Looks at a run from outside: what rlimits cannot bound (all processes together), and the end of everybody."""
 
     leader: int
-    sole_uid: int | None
     limits: Limits
     deadline: float
+    leader_gone: bool = False  # reaped: its number may soon be another's
     cpu_seconds: float = 0.0  # as last seen: where an init of its own reaps the command, wait4 does not tell
+    began: int = 0  # of the leader
+    seen: dict[int, _Entry] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        entry = _entry(self.leader)
+        self.began = entry.began if entry is not None else 0
 
     def look(self, now: float) -> Outcome | None:
         if now >= self.deadline:
@@ -233,56 +239,77 @@ class _Watch:
             return "killed"
         return "out_of_memory" if sum(map(_resident_bytes, members)) > self.limits.memory_bytes else None
 
-    def kill_all(self, leader_gone: bool = False) -> None:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.leader, signal.SIGKILL)
-        if self.sole_uid is None:
-            return
+    def kill_all(self) -> None:
+        """Ends everybody of the run and waits for it. Only members are signalled, never a user: that could be somebody else's process."""
         until = time.monotonic() + END_SECONDS
-        while time.monotonic() < until:
-            left = [pid for pid, _ in _processes(lambda pid, _: _uid(pid) == self.sole_uid) if pid != self.leader or not leader_gone]
-            if not left:
-                return
-            for pid in left:
+        while True:
+            # One signal to the group cannot be outrun by forking. It reaches all of a Landlock run, which cannot leave the group, and the
+            # init of a bubblewrap run, with which the kernel ends its process table. The number stays the group's while it has a member.
+            members = self._members()
+            if not self.leader_gone or any(entry.group == self.leader for entry in members.values()):
                 with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.kill(pid, signal.SIGKILL)
-            if left == [self.leader]:
+                    os.killpg(self.leader, signal.SIGKILL)
+            left = {pid: entry for pid, entry in members.items() if pid != self.leader}
+            for pid, entry in left.items():
+                _kill(pid, entry)
+            if not left or time.monotonic() >= until:
                 return
             time.sleep(0.005)
 
-    def _members(self) -> list[int]:
-        if self.sole_uid is not None:
-            return [pid for pid, _ in _processes(lambda pid, _: _uid(pid) == self.sole_uid)]
-        parents = dict(_processes(lambda pid, parent: True))
-        found = {self.leader}
-        grew = True
-        while grew:
-            more = {pid for pid, parent in parents.items() if parent in found} - found
-            grew = bool(more)
-            found |= more
-        return sorted(found)
+    def _members(self) -> dict[int, _Entry]:
+        """The run's processes: the leader's session, which a Landlock run cannot leave (setsid is refused), and its descendants, which in a
+        process table of their own stay below its init. What was a member stays one, so that nobody is lost when a parent ends first."""
+        table = _table()
+        found = {pid for pid, entry in self.seen.items() if pid in table and table[pid].began == entry.began}
+        found |= {pid for pid, entry in table.items() if entry.session == self.leader and entry.began >= self.began}
+        if not self.leader_gone and self.leader in table:
+            found.add(self.leader)
+        children: dict[int, list[int]] = {}
+        for pid, entry in table.items():
+            children.setdefault(entry.parent, []).append(pid)
+        ahead = list(found)
+        while ahead:
+            more = [pid for pid in children.get(ahead.pop(), ()) if pid not in found]
+            found.update(more)
+            ahead += more
+        self.seen = {pid: table[pid] for pid in sorted(found)}
+        return self.seen
 
 
-def _processes(wanted: Callable[[int, int], bool]) -> Sequence[tuple[int, int]]:
-    found = []
-    for name in os.listdir("/proc"):
-        if not name.isdigit():
-            continue
-        try:
-            with open(f"/proc/{name}/stat", "rb") as file:
-                fields = file.read().rpartition(b")")[2].split()
-        except OSError:
-            continue
-        if fields[0] != b"Z" and wanted(int(name), int(fields[1])):
-            found.append((int(name), int(fields[1])))
-    return found
+@dataclass(frozen=True)
+class _Entry:
+    """A process as proc(5) ``stat`` shows it. ``began``: clock ticks after boot; with the number it names a process for good."""
+
+    parent: int
+    group: int
+    session: int
+    began: int
 
 
-def _uid(pid: int) -> int:
+def _entry(pid: int | str) -> _Entry | None:
+    """None for one that has ended."""
     try:
-        return os.stat(f"/proc/{pid}").st_uid
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
     except OSError:
-        return -1
+        return None
+    return _Entry(*map(int, (*fields[1:4], fields[19]))) if len(fields) > 19 and fields[0] not in (b"Z", b"X") else None
+
+
+def _table() -> dict[int, _Entry]:
+    return {int(name): entry for name in os.listdir("/proc") if name.isdigit() and (entry := _entry(name)) is not None}
+
+
+def _kill(pid: int, entry: _Entry) -> None:
+    """Through a descriptor, looked at again once it is held: the number may be another process's by now."""
+    with contextlib.suppress(OSError):
+        descriptor = os.pidfd_open(pid)
+        try:
+            now = _entry(pid)
+            if now is not None and now.began == entry.began:
+                signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+        finally:
+            os.close(descriptor)
 
 
 def _cpu_seconds(pid: int) -> float:
