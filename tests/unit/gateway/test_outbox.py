@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -10,7 +9,6 @@ from loopwright_common.bus import Bus, BusUnavailable
 from loopwright_common.clock import SystemClock
 from loopwright_common.contracts import subjects as s
 from loopwright_common.contracts.configuration import CONFIG_BUCKET, ProjectConfig, PublishedProject
-from loopwright_common.errors import LoopwrightError
 from loopwright_common.testing.memory_bus import MemoryBus
 from loopwright_gateway.catalogue import Catalogue
 from loopwright_gateway.outbox import Dispatcher
@@ -90,15 +88,27 @@ async def test_the_newest_configuration_wins_whatever_is_sent_last(gateway: Any,
     assert (published.config.title, published.revision, published.number) == ("second", 2, 1)
 
 
-@pytest.mark.xfail(strict=True, reason="outbox: one message over the server's limit blocks everything behind it, for good")
-async def test_a_message_that_cannot_be_sent_does_not_hold_up_the_rest(gateway: Any, memory_bus: MemoryBus) -> None:
+async def test_a_reports_examples_fit_into_a_message(gateway: Any, memory_bus: MemoryBus) -> None:
     frames = [{"file": f"f{number}" * 80, "context": "x" * 512, "function": "y" * 512, "module": "z" * 512} for number in range(100)]
-    for number in range(12):  # a report's examples, each within its own bounds, together over a message's
+    for number in range(12):  # each within its own bounds, together over a message's
         await gateway.give(s.GROUPS_UPDATED, gateway.group(f"big{number}", "r1", backfill=True, body="b" * 16_000, frames=frames))
     await gateway.give(s.GROUPS_UPDATED, gateway.group("live", "r1"))
+    await Dispatcher(gateway.store, memory_bus).send_some()
+    (ready,) = await stored(memory_bus, s.REPORTS_READY)
+    assert 1 <= len(ready.report.examples) < 12
+    assert ready.report.signal_count == 13
+
+
+async def test_a_message_no_server_takes_is_told_on_its_report_and_holds_up_nothing(gateway: Any, memory_bus: MemoryBus) -> None:
+    evidence = [{"id": f"e{number}", "kind": "log", "question": "q", "answer": "a" * 16_000} for number in range(90)]
+    await gateway.open("r1")
+    await gateway.give(s.INVESTIGATIONS_COMPLETED, gateway.investigation("r1", evidence=evidence))  # over 1 MiB
     await gateway.open("r2")
     dispatcher = Dispatcher(gateway.store, memory_bus)
-    for _ in range(3):
-        with suppress(LoopwrightError):
-            await dispatcher.send_some()
+    while await dispatcher.send_some():
+        pass
     assert "r2" in [fact.report.id for fact in await stored(memory_bus, s.REPORTS_READY)]
+    assert await stored(memory_bus, s.CHANGES_REQUESTED) == []
+    (line,) = [line for line in await gateway.timeline("r1") if line.kind == "not_published"]
+    assert "could not be sent" in line.reason
+    await gateway.check_timeline("r1")

@@ -5,6 +5,7 @@ Every function works in one transaction: the state, its line on the timeline and
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -21,6 +22,7 @@ from loopwright_common.contracts.reports import (
     ReportState,
     ReportTransitioned,
 )
+from loopwright_common.contracts.signals import Signal
 from loopwright_common.contracts.subjects import CHANGES_REQUESTED, REPORTS_READY, REPORTS_TRANSITIONED, Subject
 from loopwright_common.errors import Refused
 from loopwright_common.identifiers import derived_id
@@ -35,6 +37,8 @@ POLICY = "policy"
 TIMER = "timer"
 REASON_MAX = 2_048
 DEPLOYS_SENT = 50
+# With an investigation beside it, a request for a change stays under nats-server's default of 1 MiB for a message.
+EXAMPLES_BYTES_MAX = 256 * 1024
 
 
 async def publish(unit: Unit, subject: Subject, payload: Contract, message_id: str, about: str, **tokens: str) -> None:
@@ -97,7 +101,7 @@ async def transition(
 
 
 async def snapshot(unit: Unit, report: Report) -> ReportSnapshot:
-    """The report as other services get it."""
+    """The report as other services get it, with as many examples as a message has room for."""
     examples = await unit.examples(report.id, EXAMPLES_MAX)
     return ReportSnapshot(
         id=report.id,
@@ -111,11 +115,27 @@ async def snapshot(unit: Unit, report: Report) -> ReportSnapshot:
         people_count=report.people_count,
         first_seen=report.first_seen,
         last_seen=report.last_seen,
-        examples=tuple(signal for signal, _ in examples),
+        examples=fitting([signal for signal, _ in examples]),
         recurrence_of=report.recurrence_of,
         backfill_only=report.live_count == 0,
         input=tuple(report.input[-20:]),
     )
+
+
+def fitting(signals: Sequence[Signal], bytes_max: int = EXAMPLES_BYTES_MAX) -> tuple[Signal, ...]:
+    """Those of the signals that fit into ``bytes_max`` together, in their order; the very first is cut down rather than left out."""
+    kept: list[Signal] = []
+    left = bytes_max
+    for signal in signals:
+        size = len(signal.model_dump_json().encode())
+        if not kept and size > left:
+            cut: dict[str, Any] = {"body": signal.body[:2_000], "frames": signal.frames[-20:], "request": None, "labels": {}, "links": ()}
+            kept.append(signal.model_copy(update=cut))
+            left = 0
+        elif size <= left:
+            kept.append(signal)
+            left -= size
+    return tuple(kept)
 
 
 async def consider_promotion(unit: Unit, report: Report, project: ProjectConfig, now: datetime) -> None:

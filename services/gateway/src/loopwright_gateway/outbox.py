@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from datetime import UTC, datetime
 
 import structlog
 from loopwright_common.bus import Bus, Outgoing, Timer
 from loopwright_common.contracts.configuration import CONFIG_BUCKET, PublishedProject
 from loopwright_common.contracts.subjects import SUBJECTS
-from loopwright_common.errors import LoopwrightError
+from loopwright_common.errors import LoopwrightError, Permanent
+from loopwright_common.identifiers import derived_id
 
-from loopwright_gateway.life import TIMER
+from loopwright_gateway.life import TIMER, note
 from loopwright_gateway.ports import Store
 from loopwright_gateway.records import OutboxItem
 
@@ -88,8 +90,27 @@ class Dispatcher:
         return len(items)
 
     async def _publish(self, messages: list[Outgoing]) -> None:
-        if messages:
+        if not messages:
+            return
+        try:
             await self._bus.publish_batch(messages)
+        except Permanent:
+            for message in messages:
+                try:
+                    await self._bus.publish(message)
+                except Permanent as error:
+                    await self._give_up(message, error)
+
+    async def _give_up(self, message: Outgoing, error: Permanent) -> None:
+        """What no server will take must not hold up what is behind it; the report it is about says so."""
+        log.error("outbox_refused", subject=message.subject.pattern, about=message.about, error=str(error))
+        async with self._store.transaction() as unit:
+            change = await unit.change(message.about)
+            report = await unit.report(change.report_id if change is not None else message.about)
+            if report is not None:
+                reason = f"{message.subject.pattern} could not be sent: {error}"
+                cause = derived_id("not_published", message.message_id)
+                await note(unit, report, "not_published", "service:gateway", reason, datetime.now(UTC), cause)
 
     async def _publish_project(self, item: OutboxItem) -> None:
         """Puts a project's configuration where every service watches it, unless a newer revision is there."""
