@@ -49,7 +49,12 @@ class SqlAccounts:
         return token_id, token
 
     async def revoke(self, token_id: str, now: datetime) -> bool:
+        """Ends a session, or a token and with it every browser session of its name: none outlives the token that opened it."""
         c = t.tokens.c
         async with self._store.transaction() as unit:
-            statement = update(t.tokens).where(c.id == token_id, c.revoked_at.is_(None)).values(revoked_at=t.to_instant(now))
-            return await unit.execute(statement) == 1
+            revoked = update(t.tokens).where(c.revoked_at.is_(None)).values(revoked_at=t.to_instant(now))
+            if await unit.execute(revoked.where(c.id == token_id)) != 1:
+                return False
+            named = select(c.name).where(c.id == token_id, c.expires_at.is_(None)).scalar_subquery()
+            await unit.execute(revoked.where(c.expires_at.is_not(None), c.name == named))
+            return True

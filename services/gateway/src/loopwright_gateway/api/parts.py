@@ -150,7 +150,10 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
         422: "A field cannot be used; errors names it.",
         503: "A part that is needed does not answer; try again.",
     }
-    content = {MEDIA_TYPE: {"schema": Problem.model_json_schema()}}
+    schema = Problem.model_json_schema()
+    # Written out: "#/$defs/FieldError" would lead nowhere inside the OpenAPI document.
+    schema["properties"]["errors"]["items"] = schema.pop("$defs")["FieldError"]
+    content = {MEDIA_TYPE: {"schema": schema}}
     return {status: {"description": words[status], "content": content} for status in statuses}
 
 
