@@ -7,6 +7,8 @@ attributes) has nothing to act on. The same base, diff, message, person and time
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -18,6 +20,9 @@ from loopwright_repositories.history import parse_numstat
 from loopwright_repositories.names import branch_name, commit_sha, remote_url
 
 BRANCH = "loopwright-publish"  # within the temporary repository only
+MADE_BYTES_MAX = 4 * 1024 * 1024  # of the diff that is judged: what the diffs of other modules may be
+# Newer versions of git take attributes from HEAD in a bare repository, and a file could so call itself binary and its lines unseen.
+NO_ATTRIBUTES = ("-c", "attr.tree=")
 
 
 class DiffDoesNotApply(RepositoryRefused):
@@ -26,6 +31,27 @@ class DiffDoesNotApply(RepositoryRefused):
 
 class BranchMoved(RepositoryRefused):
     """The branch on the remote is not where the caller expected it: somebody else pushed."""
+
+
+@dataclass(frozen=True)
+class ChangedPath:
+    """A path that differs between two trees; a rename is two. Modes as git writes them, ``000000`` where the path is not there."""
+
+    path: str
+    old_mode: str
+    new_mode: str
+
+
+@dataclass(frozen=True)
+class MadeCommit:
+    """What git made of a diff, which is what will be pushed: the paths that differ from the parent, and the diff that git writes of it."""
+
+    commit: str
+    paths: tuple[ChangedPath, ...]
+    diff: str
+
+
+Judge = Callable[[MadeCommit], None]  # raises RepositoryRefused for what may not be pushed
 
 
 async def push_diff(
@@ -40,15 +66,20 @@ async def push_diff(
     branch: str,
     credential: GitCredential | None,
     expected: str | None = None,
+    judge: Judge | None = None,
 ) -> str:
     """Commits ``diff`` on ``base`` as ``person`` and pushes it as ``branch``; gives the commit.
 
-    ``expected`` is the commit that the remote branch has now (None: it does not exist), so that nobody's push is overwritten; a branch
-    that already is the new commit is fine. Raises DiffDoesNotApply, BranchMoved, RepositoryUnavailable, GitFailed (the remote said no).
+    ``judge`` looks at the commit before anything is pushed, since a diff's text and what git makes of it may say different things; what it
+    raises is passed on. ``expected`` is the commit that the remote branch has now (None: it does not exist), so that nobody's push is
+    overwritten; a branch that already is the new commit is fine. Raises DiffDoesNotApply, BranchMoved, RepositoryUnavailable, GitFailed
+    (the remote said no).
     """
     parent, target = await checkout.resolve(base), branch_name(branch)
     async with checkout.borrowed(parent, BRANCH) as directory:
         commit = await _commit(directory, parent, diff, message, person, at)
+        if judge is not None:
+            judge(await _made(directory, parent, commit))
         remote = remote_url(url)
         lease = f"--force-with-lease=refs/heads/{target}:{expected or ''}"
         push = ["push", "--quiet", lease, "--end-of-options", remote, f"{commit}:refs/heads/{target}"]
@@ -60,6 +91,21 @@ async def push_diff(
             if await _tip(directory, remote, target, credential) != commit:
                 raise BranchMoved(f"{target} is not at {(expected or 'nothing')[:12]} any more: look at who pushed to it") from error
     return commit
+
+
+async def _made(directory: Path, parent: str, commit: str) -> MadeCommit:
+    listed = await run_git(["diff-tree", "-r", "-z", "--no-renames", parent, commit], git_dir=directory)
+    tokens = listed.stdout.decode("utf-8", "surrogateescape").split("\x00")
+    paths = []
+    for header, path in zip(tokens[0::2], tokens[1::2], strict=False):
+        old_mode, new_mode = header.removeprefix(":").split(" ")[:2]
+        paths.append(ChangedPath(path, old_mode, new_mode))
+    written = await run_git(
+        [*NO_ATTRIBUTES, "diff-tree", "-r", "-p", "-M", "--no-ext-diff", "--no-textconv", "--full-index", parent, commit],
+        git_dir=directory,
+        output_bytes_max=MADE_BYTES_MAX,
+    )
+    return MadeCommit(commit, tuple(paths), written.stdout.decode("utf-8", "replace"))
 
 
 async def _commit(directory: Path, parent: str, diff: str, message: str, person: Person, at: datetime) -> str:

@@ -1,6 +1,7 @@
 """What a diff may be before anybody is asked to review it: size, protected paths, secrets, binary files, links.
 
-Checked twice: by the service, to say no early, and by the publisher, which trusts nobody.
+Checked by the service, to say no early, and by the publisher, which trusts nobody: it also judges the commit that git made of the diff,
+since a text can be read in two ways (``--- x/.github/...`` is ``.github/...`` to git) and only the commit is pushed.
 """
 
 from __future__ import annotations
@@ -11,27 +12,21 @@ from dataclasses import dataclass
 
 from loopwright_repositories.diffs import FileDiff, parse_diff
 from loopwright_repositories.errors import RepositoryRefused
+from loopwright_repositories.publishing import MadeCommit
 from pathspec import PathSpec
 
-# What runs with rights of its own when merged, and who must look at it.
+from loopwright_pr_agent.secret_scan import secret_in
+
+# What runs with rights of its own when merged, and who must look at it. As gitignore patterns: without an inner slash at any depth.
+# In lower case and matched so: CodeOwners is CODEOWNERS on a file system, or for a forge, that does not tell cases apart.
 ALWAYS_PROTECTED = (
-    ".github/workflows/", ".github/actions/", ".gitlab-ci.yml", ".gitlab/ci/", ".gitea/workflows/", ".forgejo/workflows/", ".circleci/",
-    ".buildkite/", ".drone.yml", ".woodpecker/", ".woodpecker.yml", "Jenkinsfile", "azure-pipelines.yml", ".travis.yml",
-    "bitbucket-pipelines.yml", "CODEOWNERS", ".loopwright.yaml", ".gitmodules", ".gitattributes",
+    ".github/workflows/", ".github/actions/", ".gitlab-ci.yml", ".gitlab/ci/", ".gitea/workflows/", ".gitea/actions/", ".forgejo/",
+    ".circleci/", ".buildkite/", ".drone.yml", ".woodpecker/", ".woodpecker.yml", "jenkinsfile", "azure-pipelines.yml", ".travis.yml",
+    "bitbucket-pipelines.yml", "codeowners", ".loopwright.yaml", ".gitmodules", ".gitattributes",
 )  # fmt: skip
-# Formats their issuers document, or that secret scanners publish.
-SECRETS = {
-    "a private key": re.compile(r"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY-----"),
-    "an AWS access key": re.compile(r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b"),
-    "a GitHub token": re.compile(r"\b(?:gh[pousr]_[A-Za-z0-9]{36,}|github_pat_[A-Za-z0-9_]{60,})\b"),
-    "a GitLab token": re.compile(r"\bglpat-[A-Za-z0-9_-]{20,}"),
-    "a Slack token": re.compile(r"\bxox[abeoprs]-[A-Za-z0-9-]{10,}"),
-    "a Google API key": re.compile(r"\bAIza[0-9A-Za-z_-]{35}\b"),
-    "a Stripe live key": re.compile(r"\b[rs]k_live_[0-9A-Za-z]{16,}"),
-    "a model provider's key": re.compile(r"\bsk-(?:proj-|ant-)[A-Za-z0-9_-]{20,}"),
-    "a URL with a password": re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s:/@]{1,64}:[^\s:/@]{6,}@[^\s]+"),
-}
+LINK, SUBMODULE = "120000", "160000"
 _MODE = re.compile(r"^(?:new file mode|new mode) (120000|160000)$", re.MULTILINE)
+_HEADER = re.compile(r"^diff --git ", re.MULTILINE)
 _INDEX_MODE = re.compile(r"^index [0-9a-f]+\.\.[0-9a-f]+ (120000|160000)$", re.MULTILINE)
 
 
@@ -64,8 +59,9 @@ def check_diff(diff: str, limits: DiffLimits, protected: Sequence[str] = ()) -> 
     faults = [] if parsed else ["the diff changes nothing"]
     if len(files) > limits.files_max:
         faults.append(f"the diff touches {len(files)} files; LOOPWRIGHT_PR_AGENT_DIFF_FILES_MAX is {limits.files_max}")
-    guarded = PathSpec.from_lines("gitignore", [*ALWAYS_PROTECTED, *protected])
-    faults += [f"{path} is protected: a person has to change it" for path in files if guarded.match_file(path)]
+    if len(parsed) > len(_HEADER.findall(diff)):
+        faults.append("a part of the diff has no 'diff --git' line: its names cannot be told for sure")
+    faults += _protected(files, protected)
     faults += [f"{file.path} is binary: nobody can review it" for file in parsed if file.is_binary]
     if "GIT binary patch" in diff and not any(file.is_binary for file in parsed):
         faults.append("the diff holds a binary patch: nobody can review it")
@@ -75,10 +71,41 @@ def check_diff(diff: str, limits: DiffLimits, protected: Sequence[str] = ()) -> 
     return Checked(files, tuple(faults[:20]))
 
 
+def check_made(made: MadeCommit, limits: DiffLimits, protected: Sequence[str] = ()) -> Checked:
+    """Says what speaks against a commit that git made of a diff: by its trees, and by the diff that git itself writes."""
+    checked = check_diff(made.diff, limits, protected)
+    paths = tuple(changed.path for changed in made.paths)
+    faults = _protected(paths, protected)
+    if len(paths) > 2 * limits.files_max:  # a rename is two
+        faults.append(f"the commit touches {len(paths)} paths; LOOPWRIGHT_PR_AGENT_DIFF_FILES_MAX is {limits.files_max}")
+    for changed in made.paths:
+        if {changed.old_mode, changed.new_mode} & {LINK, SUBMODULE}:
+            faults.append(f"{printable_path(changed.path)} is or was a symbolic link or a submodule")
+        if printable_path(changed.path) != changed.path:
+            faults.append(f"{printable_path(changed.path)} has characters in its name that a reviewer cannot see")
+    return Checked(paths, tuple(dict.fromkeys((*faults, *checked.faults)))[:20])
+
+
+def printable_path(path: str) -> str:
+    """The path with control characters, and bytes that are not UTF-8, escaped."""
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in path)
+
+
+def _protected(paths: Sequence[str], configured: Sequence[str]) -> list[str]:
+    # Two lists, so that a configured "!pattern" takes nothing from the built-in one.
+    lists = (PathSpec.from_lines("gitignore", ALWAYS_PROTECTED), PathSpec.from_lines("gitignore", [line.casefold() for line in configured]),
+             PathSpec.from_lines("gitignore", configured))  # fmt: skip
+    return [
+        f"{printable_path(path)} is protected: a person has to change it"
+        for path in paths
+        if any(spec.match_file(name) for spec in lists for name in (path, path.casefold()))
+    ]
+
+
 def _secrets(file: FileDiff) -> list[str]:
     found = []
     for hunk in file.hunks:
         for line in hunk.lines:
-            if line.kind == "added":
-                found += [f"{file.path}:{line.new_number} looks like {name}" for name, shape in SECRETS.items() if shape.search(line.text)]
+            if line.kind == "added" and (what := secret_in(line.text)):
+                found.append(f"{file.path}:{line.new_number} looks like {what}")
     return found

@@ -20,10 +20,10 @@ from loopwright_repositories.checkout import Checkout
 from loopwright_repositories.errors import ForgeConflict, ForgeNotFound, RepositoryRefused
 from loopwright_repositories.forges.local import LocalForge
 from loopwright_repositories.forges.port import Forge, ForgePullRequest, Person
-from loopwright_repositories.publishing import push_diff
+from loopwright_repositories.publishing import MadeCommit, push_diff
 from pydantic import SecretStr, ValidationError
 
-from loopwright_pr_agent.policy import DiffLimits, check_diff
+from loopwright_pr_agent.policy import Checked, DiffLimits, check_diff, check_made
 from loopwright_pr_agent.ports import PullRequestSeen, seen_of
 
 JOB_BYTES_MAX = 4 * 1024 * 1024
@@ -110,9 +110,16 @@ async def publish(job: Job, forge: Forge) -> PullRequestSeen | None:
     change = job.change
     if change is None:
         raise RepositoryRefused("a publish job without a change")
-    checked = check_diff(change.diff, DiffLimits(job.diff_bytes_max, job.diff_files_max), job.protected_paths)
-    if checked.faults:
-        raise RepositoryRefused("the diff is not published: " + "; ".join(checked.faults))
+    limits = DiffLimits(job.diff_bytes_max, job.diff_files_max)
+
+    def refuse(checked: Checked) -> None:
+        if checked.faults:
+            raise RepositoryRefused("the diff is not published: " + "; ".join(checked.faults))
+
+    def judge(made: MadeCommit) -> None:
+        refuse(check_made(made, limits, job.protected_paths))
+
+    refuse(check_diff(change.diff, limits, job.protected_paths))
     pull = await forge.find_pull_request(job.repository, job.branch)
     if pull is None:
         message = f"{change.title}\n\nProof: {change.proof.value}. {change.proof_reason[:500]}\n\nLoopwright-Change: {change.id}\n"
@@ -126,6 +133,7 @@ async def publish(job: Job, forge: Forge) -> PullRequestSeen | None:
             url=forge.clone_url(job.repository),
             branch=job.branch,
             credential=forge.credential,
+            judge=judge,
         )
         pull = await forge.open_pull_request(
             job.repository, head=job.branch, base=job.default_branch, title=change.title, body=change.body, draft=True
