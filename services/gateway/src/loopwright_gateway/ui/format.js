@@ -19,14 +19,16 @@ export function duration(seconds) {
   const value = Math.abs(seconds);
   const [, per, unit] = STEPS.find(([limit]) => value < limit);
   const amount = value / per;
-  return `${amount < 10 && unit !== "s" && amount % 1 > 0.05 ? amount.toFixed(1) : Math.floor(amount)} ${unit}`;
+  return `${amount < 9.95 && amount % 1 > 0.05 ? amount.toFixed(1) : Math.floor(amount)} ${unit}`;
 }
 
 export function ago(iso, now = Date.now()) {
   const seconds = (now - Date.parse(iso)) / 1000;
   if (Number.isNaN(seconds)) return "";
-  if (seconds < 5) return seconds > -5 ? "now" : `in ${duration(-seconds)}`;
-  return duration(seconds);
+  if (Math.abs(seconds) < 5) return "now";
+  const [, per, unit] = STEPS.find(([limit]) => Math.abs(seconds) < limit);
+  const amount = `${Math.floor(Math.abs(seconds) / per)} ${unit}`;
+  return seconds < 0 ? `in ${amount}` : amount;
 }
 
 /** A time element that says how long ago, and exactly when on hover. It is kept current by tick(). */
@@ -51,7 +53,7 @@ export const count = (value) => (value == null ? "–" : COUNT.format(value));
 export const compact = (value) => (value == null ? "–" : COMPACT.format(value));
 export const plural = (value, one, many = `${one}s`) => `${count(value)} ${value === 1 ? one : many}`;
 export const percent = (value) =>
-  value == null ? "–" : `${value !== 0 && Math.abs(value) < 0.001 ? "<0.1" : (value * 100).toFixed(Math.abs(value) < 0.1 ? 2 : 1)}%`;
+  value == null ? "–" : `${value !== 0 && Math.abs(value) < 0.001 ? "<0.1" : (value * 100).toFixed(Math.abs(value) < 0.1 ? 2 : 1).replace(/\.0+$/, "")}%`;
 export const money = (usd) => (usd ? `$${usd < 0.01 ? usd.toFixed(4) : usd.toFixed(2)}` : "$0");
 export const short = (sha) => (sha ? sha.slice(0, 8) : "–");
 /** Text with full commit ids cut to eight digits, as people say them. */

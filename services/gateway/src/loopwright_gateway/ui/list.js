@@ -104,7 +104,7 @@ export function priority(value) {
 }
 
 export function state(value, waits, waiting = false) {
-  return h(`span.state.s-${value}${waiting ? ".waiting" : ""}`, { title: waits ? `${words(value)}: ${waits}` : words(value) }, h("span.shape", { "aria-hidden": "true" }), waits || words(value));
+  return h(`span.state.s-${value}${waiting ? ".waiting" : ""}`, { title: waits ? `${words(value)}: ${waits}` : words(value) }, h("span.shape", { "aria-hidden": "true" }), h("span.words", waits || words(value)));
 }
 
 /** Deploys as fractions of the last 24 hours. */
@@ -118,15 +118,14 @@ function row(data) {
     "a.row",
     { href: `/reports/${data.id}`, id: `row-${data.id}`, role: "option", "data-id": data.id, tabindex: "-1" },
     priority(data.priority),
-    h("span.title", { title: data.title }, data.title),
-    h("span.age", since(data.last_seen)),
+    h("span.line", h("span.title", { title: data.title, dir: "auto" }, data.title), h("span.age", since(data.last_seen))),
     h(
-      "span.meta",
-      h("span.service", data.services.join(", ") || "no service"),
+      "span.line.meta",
+      h("span.service", { title: data.services.join(", ") }, data.services.join(", ") || "no service"),
       sparkline(data.sparkline, marks(data.deploys)),
-      data.people_count > 0 && h("span.people", { title: plural(data.people_count, "person affected", "people affected") }, plural(data.people_count, "person", "people")),
+      h("span.people", { title: plural(data.people_count, "person affected", "people affected") }, data.people_count > 0 && plural(data.people_count, "person", "people")),
+      state(data.state, data.waits_for, data.waits_for_person),
     ),
-    state(data.state, data.waits_for, data.waits_for_person),
   );
 }
 

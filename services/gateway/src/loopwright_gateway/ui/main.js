@@ -312,13 +312,13 @@ function summarise(rates) {
   if (!rates) return null;
   const points = new Map();
   for (const item of rates.signals) points.set(item.minute, (points.get(item.minute) ?? 0) + item.count);
-  const at = [...points].map(([minute, number]) => ({ at: Date.parse(minute), count: number })).sort((one, other) => one.at - other.at);
+  const at = [...points].map(([minute, number]) => ({ at: Date.parse(minute) + 30000, count: number })).sort((one, other) => one.at - other.at);
   const requests = rates.exposure.filter((item) => item.unit === "requests");
   const first = at[0]?.at ?? Infinity;
-  const exposed = requests.filter((item) => Date.parse(item.minute) >= first).reduce((sum, item) => sum + item.count, 0);
+  const exposed = requests.filter((item) => Date.parse(item.minute) >= first - 60000).reduce((sum, item) => sum + item.count, 0);
   const signals = at.reduce((sum, item) => sum + item.count, 0);
   const end = Math.min(Date.parse(rates.end), Date.now());
-  const start = Math.max(Date.parse(rates.start), Math.min(first, ...rates.deploys.map((deploy) => Date.parse(deploy.deployed_at))) - 5 * 60000);
+  const start = Math.max(Date.parse(rates.start), Math.min(first, ...rates.deploys.map((deploy) => Date.parse(deploy.deployed_at))) - 2 * 60000);
   const deploys = rates.deploys.map((deploy) => ({ at: Date.parse(deploy.deployed_at), label: deploy.release.slice(0, 12) })).filter((deploy) => deploy.at >= start);
   return { points: at, deploys, start, end, share: exposed ? signals / exposed : null };
 }

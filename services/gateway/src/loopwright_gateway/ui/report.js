@@ -81,7 +81,7 @@ function what(model) {
     h("h2", "What happened"),
     h(
       "dl.facts",
-      fact("Signals", count(report.signal_count), Object.entries(report.kinds).map(([kind, number]) => `${count(number)} ${words(kind)}`).join(", ")),
+      fact("Signals", count(report.signal_count), Object.entries(report.kinds).map(([kind, number]) => `${count(number)} ${words(kind)}${number === 1 ? "" : "s"}`).join(", ")),
       fact("People", count(report.people_count)),
       rates?.share != null && fact("Share of requests", percent(rates.share)),
       fact("First seen", since(report.first_seen, " ago")),
