@@ -7,7 +7,7 @@ PY := .venv/bin/python
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 
-export PACE KEEP REPOSITORY
+export PACE KEEP
 
 .PHONY: help setup setup-tests demo up doctor test check bench lock clean
 
@@ -44,9 +44,8 @@ check: setup-tests ## Lint, format, types, import direction
 bench: setup ## Benchmarks, each a ratio within its run
 	@$(PY) -m bench
 
-lock: setup ## Locks requirements.in anew
-	@uv=$$(command -v uv || echo .cache/uv/bin/uv); \
-	$$uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate requirements.in -o requirements.lock
+lock: ## Locks requirements.in anew
+	@$$($(PYTHON) tools/setup.py --uv) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate requirements.in -o requirements.lock
 
 clean: ## Removes what was made in the checkout, data included
 	rm -rf .venv .cache data dist

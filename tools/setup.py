@@ -2,6 +2,7 @@
 
     python3 tools/setup.py            what `make up` and `make demo` need
     python3 tools/setup.py --tests    also what `make test` and `make check` need
+    python3 tools/setup.py --uv       prints where uv is, after bringing it
 
 Standard library only: it runs before anything is installed. A second call takes a moment.
 """
@@ -39,18 +40,32 @@ def stop(text: str) -> None:
     sys.exit(1)
 
 
-def run(*command: str | Path, quiet: bool = False, **environment: str) -> bool:
-    """Runs a command in the checkout; whether it succeeded. Its output is shown when it failed, or always unless ``quiet``."""
+def complain(text: str) -> None:
+    """Something is missing that much works without. In CI that is an error: what is not tested there must not look tested."""
+    if CI:
+        stop(text)
+    say(text)
+
+
+def run(*command: str | Path, quiet: bool = False, show: bool = True, **environment: str) -> bool:
+    """Runs a command in the checkout; whether it succeeded. Its output is shown; ``quiet``: of failures only; not ``show``: never."""
     arguments = [str(part) for part in command]
-    done = subprocess.run(arguments, cwd=ROOT, env=os.environ | environment, capture_output=quiet, text=True, check=False)
-    if done.returncode and quiet:
+    capture = quiet or not show
+    try:
+        done = subprocess.run(arguments, cwd=ROOT, env=os.environ | environment, capture_output=capture, text=True, check=False)
+    except OSError as error:
+        if show:
+            print(error, file=sys.stderr)
+        return False
+    if done.returncode and quiet and show:
         print((done.stdout or "") + (done.stderr or ""), file=sys.stderr)
     return done.returncode == 0
 
 
 def find_uv() -> Path | None:
     for candidate in (CACHE / "uv" / "bin" / "uv", shutil.which("uv")):
-        if candidate and Path(candidate).exists():
+        # Asked, not only looked for: version managers put a uv on the PATH that only says that there is none.
+        if candidate and Path(candidate).exists() and run(candidate, "--version", show=False):
             return Path(candidate)
     return None
 
@@ -62,23 +77,22 @@ def bring_uv() -> Path:
     say(f"installing uv {UV_VERSION} into .cache/uv")
     target = CACHE / "uv"
     wanted = f"uv=={UV_VERSION}"
-    with_pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    pip = (sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--target", target, wanted)
     ways = [
-        lambda: subprocess.run([*with_pip, "--target", target, wanted], capture_output=True, check=False).returncode == 0,
+        lambda: run(*pip, show=False),
         lambda: _uv_by_venv(target, wanted),
-        lambda: _apt("python3-venv", "python3-pip") and _uv_by_venv(target, wanted),
+        lambda: _apt("python3-venv") and _uv_by_venv(target, wanted),
     ]
     for way in ways:
         if way() and (found := find_uv()):
             return found
-        for binary in target.glob("**/bin/uv"):
-            return binary
     stop("uv could not be installed: this Python has neither pip nor venv. As root, type: apt-get install python3-venv")
     raise AssertionError
 
 
 def _uv_by_venv(target: Path, wanted: str) -> bool:
-    if subprocess.run([sys.executable, "-m", "venv", target], capture_output=True, check=False).returncode != 0:
+    shutil.rmtree(target, ignore_errors=True)
+    if not run(sys.executable, "-m", "venv", target, show=False):
         shutil.rmtree(target, ignore_errors=True)
         return False
     return run(target / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", wanted, quiet=True)
@@ -115,7 +129,8 @@ def bring_environment() -> None:
         if not run(uv, "venv", "--quiet", "--clear", "--python", sys.executable, VENV):
             stop("the virtual environment could not be made")
     say("installing the locked packages (about 200 MB the first time)")
-    if not run(uv, "pip", "install", "--quiet", "--python", PYTHON, "--require-hashes", "-r", "requirements.lock"):
+    loudness = [] if sys.stderr.isatty() else ["--quiet"]  # uv's progress is for people
+    if not run(uv, "pip", "install", *loudness, "--python", PYTHON, "--require-hashes", "-r", "requirements.lock"):
         stop("the packages of requirements.lock could not be installed; is there a network?")
     say("installing Loopwright's own packages from this checkout")
     editable = [part for package in PACKAGES for part in ("-e", f"./{package}")]
@@ -131,7 +146,7 @@ def bring_model() -> None:
     uv = find_uv()
     path = f"{uv.parent}{os.pathsep}{os.environ.get('PATH', '')}" if uv else os.environ.get("PATH", "")
     if not run(PYTHON, "-m", "loopwright_cluster.embedding.model_build", "--out", MODEL, PATH=path):
-        say("the model could not be built: grouping by meaning runs degraded, and says so. The next start tries again.")
+        complain("the model could not be built: grouping by meaning runs degraded, and says so. The next start tries again.")
 
 
 def bring_sandbox() -> None:
@@ -142,27 +157,23 @@ def bring_sandbox() -> None:
     now = boot.read_text().strip() if boot.exists() else "unknown"
     if stamp.exists() and stamp.read_text() == now:
         return
-    if shutil.which("bwrap") is None:
-        _apt("bubblewrap")
-    if subprocess.run([str(part) for part in detect], cwd=ROOT, capture_output=True, check=False).returncode != 0:
-        say("no sandbox holds on this host: changes will be refused until one does. As root, type: apt-get install bubblewrap")
+    if not run(*detect, show=False) and not (shutil.which("bwrap") is None and _apt("bubblewrap") and run(*detect, show=False)):
+        run(*detect)  # says why
+        complain("no sandbox holds on this host: changes will be refused until one does. As root, type: apt-get install bubblewrap")
         return
     stamp.parent.mkdir(parents=True, exist_ok=True)
     stamp.write_text(now)
 
 
 def bring_test_parts() -> None:
-    """A browser and a PostgreSQL for the tests. In CI a missing one is an error; elsewhere the tests that need it are skipped, saying so."""
+    """A browser and a PostgreSQL for the tests. In CI a missing one is an error; elsewhere what needs it is skipped, saying so."""
     missing = []
     if not any(shutil.which(browser) for browser in BROWSERS):
         missing.append("chromium")
     if not list(Path("/usr/lib/postgresql").glob("*/bin/postgres")):
         missing.append("postgresql")
     if missing and not _apt(*missing):
-        text = f"{' and '.join(missing)} would be needed for all tests. As root, type: apt-get install {' '.join(missing)}"
-        if CI:
-            stop(text)
-        say(text)
+        complain(f"{' and '.join(missing)} would be needed for all tests. As root, type: apt-get install {' '.join(missing)}")
 
 
 def main() -> None:
@@ -170,6 +181,9 @@ def main() -> None:
         stop(f"Python {sys.version.split()[0]} is too old: 3.11 or newer is needed.")
     if shutil.which("git") is None and not _apt("git"):
         stop("git is needed. As root, type: apt-get install git")
+    if "--uv" in sys.argv[1:]:
+        print(bring_uv())
+        return
     started = time.monotonic()
     bring_environment()
     bring_model()

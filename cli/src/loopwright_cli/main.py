@@ -24,9 +24,13 @@ from rich.table import Table
 from loopwright_cli.client import Api, ApiFailed
 from loopwright_cli.stack import FIRST_PORT, NotInstalled, Stack, find_nats_server
 from loopwright_cli.supervisor import StartFailed, Supervisor
+from loopwright_cli.telling import plain, tell_measurement, tell_report
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, help="Loopwright: from what a product says about itself to shipped, measured changes."
+    no_args_is_help=True,
+    add_completion=False,
+    help="Loopwright: from what a product says about itself to shipped, measured changes.",
+    epilog="Exit codes: 0 done; 1 failed; 2 called wrongly; 3 not found; 4 refused or not allowed; 5 the server does not answer.",
 )
 signals_app = typer.Typer(no_args_is_help=True, help="What comes in.")
 reports_app = typer.Typer(no_args_is_help=True, help="What points at one problem.")
@@ -85,18 +89,11 @@ def api(url: str, token: str, data: Path) -> Api:
 
 def fail(error: ApiFailed) -> typer.Exit:
     """Says what went wrong, and the exit code for it."""
-    errors.print(f"[red]✗[/] {_plain(error.detail)}")
+    errors.print(f"[red]✗[/] {plain(error.detail)}")
     for item in error.errors[:20]:
-        errors.print(f"  {_plain(item.get('pointer', ''))}: {_plain(item.get('detail', ''))}")
+        errors.print(f"  {plain(item.get('pointer', ''))}: {plain(item.get('detail', ''))}")
     codes = {0: UNREACHABLE, 404: NOT_FOUND, 401: REFUSED, 403: REFUSED, 409: REFUSED, 429: REFUSED, 503: UNREACHABLE, 422: 2}
     return typer.Exit(codes.get(error.status, FAILED))
-
-
-def _plain(text: Any) -> str:
-    """Text from outside: no terminal escapes, no markup."""
-    from rich.markup import escape
-
-    return escape("".join(character if character.isprintable() or character == "\n" else "�" for character in str(text)))
 
 
 def show(value: Any, output: Output, columns: dict[str, str] | None = None) -> None:
@@ -108,7 +105,7 @@ def show(value: Any, output: Output, columns: dict[str, str] | None = None) -> N
     for title in columns:
         table.add_column(title, overflow="fold")
     for item in value:
-        table.add_row(*(_plain(_at(item, path)) for path in columns.values()))
+        table.add_row(*(plain(_at(item, path)) for path in columns.values()))
     console.print(table)
 
 
@@ -132,14 +129,14 @@ def up(
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     try:
-        with Supervisor(stack, lambda text: console.print(f"[dim]·[/] {_plain(text)}")) as supervisor:
+        with Supervisor(stack, lambda text: console.print(f"[dim]·[/] {plain(text)}")) as supervisor:
             console.print(f"\nThe inbox: [bold]{stack.inbox_url}[/]")
             console.print(f"Signals go to {stack.url('ingest')}; logs are in {stack.logs}. Ctrl-C stops everything.\n")
             supervisor.watch()
     except KeyboardInterrupt:
         console.print("\nstopped")
     except (StartFailed, NotInstalled) as error:
-        errors.print(f"[red]✗[/] {_plain(error)}")
+        errors.print(f"[red]✗[/] {plain(error)}")
         raise typer.Exit(FAILED) from error
 
 
@@ -177,9 +174,9 @@ def doctor(data: Data = DATA, output: As = Output.TABLE) -> None:
     else:
         for item in found:
             mark = {"ok": "[green]✓[/]", "missing": "[red]✗[/]", "limited": "[yellow]![/]"}[item["state"]]
-            console.print(f"{mark} {item['name']}: {_plain(item['detail'])}")
+            console.print(f"{mark} {item['name']}: {plain(item['detail'])}")
             if item["remedy"]:
-                console.print(f"    {_plain(item['remedy'])}")
+                console.print(f"    {plain(item['remedy'])}")
     if any(item["state"] == "missing" for item in found):
         raise typer.Exit(FAILED)
 
@@ -234,7 +231,7 @@ def apply(
         text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
         declared = yaml.safe_load(text)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        errors.print(f"[red]✗[/] {file} cannot be read: {_plain(error)}")
+        errors.print(f"[red]✗[/] {file} cannot be read: {plain(error)}")
         raise typer.Exit(2) from error
     if not isinstance(declared, dict) or not isinstance(declared.get("name"), str):
         errors.print(f"[red]✗[/] {file} declares no project: it needs a name")
@@ -302,7 +299,7 @@ def send_signals(
     except ApiFailed as error:
         raise fail(error) from error
     except (OSError, ValueError) as error:
-        errors.print(f"[red]✗[/] {file} cannot be read: {_plain(error)}")
+        errors.print(f"[red]✗[/] {file} cannot be read: {plain(error)}")
         raise typer.Exit(2) from error
     if output is Output.JSON:
         show(answer, output)
@@ -310,7 +307,7 @@ def send_signals(
         console.print(f"{answer['accepted']} accepted, {answer['duplicates']} known already, {answer['rejected']} rejected")
         for result in answer["results"]:
             for problem in result["errors"]:
-                console.print(f"  {result['index']}{_plain(problem['pointer'])}: {_plain(problem['detail'])}")
+                console.print(f"  {result['index']}{plain(problem['pointer'])}: {plain(problem['detail'])}")
     if answer["rejected"]:
         raise typer.Exit(FAILED)
 
@@ -348,8 +345,6 @@ def show_report(report_id: str, url: Url = URL, token: Token = "", data: Data = 
     if output is Output.JSON:
         show(report | {"timeline": timeline}, output)
         return
-    from loopwright_cli.telling import tell_report
-
     tell_report(console, report, timeline)
 
 
@@ -365,9 +360,9 @@ def explain_report(report_id: str, url: Url = URL, token: Token = "", data: Data
         return
     for item in items:
         signal_, decision = item["signal"], item["decision"]
-        console.print(f"[bold]{_plain(signal_['title'])}[/]")
-        console.print(f"  {_plain(signal_['kind'])} from {_plain(signal_['source'])}, {_plain(signal_['occurred_at'])}")
-        console.print(f"  {_plain(decision['outcome'])} by {_plain(decision['rule'])}: {_plain(decision['reason'])}")
+        console.print(f"[bold]{plain(signal_['title'])}[/]")
+        console.print(f"  {plain(signal_['kind'])} from {plain(signal_['source'])}, {plain(signal_['occurred_at'])}")
+        console.print(f"  {plain(decision['outcome'])} by {plain(decision['rule'])}: {plain(decision['reason'])}")
 
 
 @changes_app.command("list")
@@ -458,10 +453,8 @@ def show_verdict(
     if output is Output.JSON:
         show(items, output)
         return
-    from loopwright_cli.telling import tell_measurement
-
     for item in items:
-        console.print(f"[bold]{_plain(item['report_title'])}[/]")
+        console.print(f"[bold]{plain(item['report_title'])}[/]")
         tell_measurement(console, item["measurement"])
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
 import shutil
 import sys
-from dataclasses import dataclass, field
+import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 SERVICES = ("gateway", "ingest", "cluster", "investigator", "pr-agent", "measure")
@@ -53,15 +55,12 @@ class Stack:
     def secret(self, name: str) -> str:
         """A secret of this stack, made the first time. The file is readable by its owner alone."""
         file = self.secrets / name
-        try:
-            return file.read_text().strip()
-        except FileNotFoundError:
-            self.secrets.mkdir(parents=True, exist_ok=True, mode=0o700)
-            value = secrets.token_urlsafe(32)
-            descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "w") as opened:
-                opened.write(value + "\n")
-            return value
+        with contextlib.suppress(FileNotFoundError):
+            if found := file.read_text().strip():
+                return found
+        value = secrets.token_urlsafe(32)
+        write_private(file, value)
+        return value
 
     @property
     def operator_token(self) -> str:
@@ -70,6 +69,17 @@ class Stack:
     @property
     def inbox_url(self) -> str:
         return f"{self.url('gateway')}/#token={self.operator_token}"
+
+
+def write_private(file: Path, text: str) -> None:
+    """Writes a file that its owner alone may read. It is there whole or not at all: half a secret would be a weak one."""
+    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    descriptor, fresh = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")  # mode 0600
+    with os.fdopen(descriptor, "w") as opened:
+        opened.write(text + "\n")
+        opened.flush()
+        os.fsync(opened.fileno())
+    Path(fresh).replace(file)
 
 
 @dataclass(frozen=True)
@@ -81,7 +91,6 @@ class Child:
     environment: dict[str, str]
     ready_url: str = ""  # answers 200 when ready; empty: the port is enough
     port: int = 0
-    needs: tuple[str, ...] = field(default=())
 
 
 def find_nats_server() -> str:
@@ -120,19 +129,14 @@ def _nats(stack: Stack, base: dict[str, str]) -> Child:
             f"authorization {{ user: loopwright, password: {json.dumps(stack.secret('nats_password'))} }}",
         ]
     )
-    descriptor = os.open(config, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as opened:
-        opened.write(text + "\n")
+    write_private(config, text)
     return Child("nats", (find_nats_server(), "-c", str(config)), base, port=stack.port("nats"))
 
 
 def _forge(stack: Stack, base: dict[str, str]) -> Child:
     tokens = stack.secrets / "forge_tokens"
     lines = [f"{scope} {stack.secret(f'forge_{scope}_token')}" for scope in ("read", "write", "merge")]
-    stack.secrets.mkdir(parents=True, exist_ok=True, mode=0o700)
-    descriptor = os.open(tokens, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as opened:
-        opened.write("\n".join(lines) + "\n")
+    write_private(tokens, "\n".join(lines))
     environment = base | {
         "LOOPWRIGHT_FORGE_PORT": str(stack.port("forge")),
         "LOOPWRIGHT_FORGE_DATA": str(stack.data / "forge"),

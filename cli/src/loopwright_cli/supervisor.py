@@ -82,9 +82,9 @@ class Supervisor:
 
     def start(self) -> None:
         """Starts everything and returns when all are ready. Raises StartFailed."""
-        for running in self.running.values():
+        for name, running in self.running.items():
+            self._wait_for_predecessor(name)
             if _listens(running.child.port):
-                name = running.child.name
                 raise StartFailed(f"port {running.child.port} ({name}) is taken. Stop what listens there, or give another --port.")
         self._spawn(self.running["nats"])
         self._wait({"nats"})
@@ -92,6 +92,17 @@ class Supervisor:
             if name != "nats":
                 self._spawn(running)
         self._wait(set(self.running) - {"nats"})
+
+    def _wait_for_predecessor(self, name: str) -> None:
+        """Children of a supervisor that was killed are told to stop by the kernel, and may still be finishing what they were at."""
+        file = self.stack.pids / f"{name}.pid"
+        deadline = time.monotonic() + STOP_SECONDS_MAX
+        told = False
+        while _is_ours(file, self.running[name].child) and time.monotonic() < deadline:
+            if not told:
+                self._tell(f"waiting for the former {name} to end")
+                told = True
+            time.sleep(LOOK_SECONDS)
 
     def _spawn(self, running: Running) -> None:
         log_file = self.stack.logs / f"{running.child.name}.log"
@@ -191,9 +202,10 @@ class Supervisor:
     def stop(self) -> None:
         """Stops the services, then the forge, then nats-server; each may finish what it is at."""
         self._stopping = True
-        names = [name for name in self.running if name not in ("nats", "forge")]
-        for group in (names, ["forge"], ["nats"]):
-            self._stop(group)
+        last = [name for name in ("forge", "nats") if name in self.running]
+        self._stop([name for name in self.running if name not in last])
+        for name in last:
+            self._stop([name])
         if self._lock is not None:
             self._lock.close()
             self._lock = None
@@ -211,6 +223,15 @@ class Supervisor:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
+
+
+def _is_ours(file: Path, child: Child) -> bool:
+    """Whether the process a pid file names is alive and runs what this child does: process ids are used again. Linux only."""
+    try:
+        running = Path(f"/proc/{int(file.read_text())}/cmdline").read_bytes().split(b"\0")[:-1]
+    except (OSError, ValueError):
+        return False
+    return running == [part.encode() for part in child.command]
 
 
 def _listens(port: int) -> bool:
