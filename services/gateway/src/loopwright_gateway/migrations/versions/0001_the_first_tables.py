@@ -276,7 +276,6 @@ def upgrade() -> None:
         batch_op.create_index("usage_by_project", ["project", "at"], unique=False)
 
 
-
 def downgrade() -> None:
     with op.batch_alter_table("usage", schema=None) as batch_op:
         batch_op.drop_index("usage_by_project")
