@@ -11,6 +11,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -298,7 +299,7 @@ def code_folders() -> list[Path]:
 
 
 @pytest.fixture(params=["as this user", "as an ordinary user"])
-def look(request, sandbox, workspace, tmp_path):
+def look(request, sandbox, workspace):
     """Runs code in the sandbox and gives the result as a mapping: as this user, and where this is root as an ordinary user too."""
 
     async def here(code: str, **limits: float) -> dict:
@@ -320,7 +321,8 @@ def look(request, sandbox, workspace, tmp_path):
         return json.loads(said.stdout)
 
     if request.param == "as this user":
-        return here
+        yield here
+        return
     if os.getuid() != 0:
         pytest.skip("this user is an ordinary one already")
     become = [shutil.which("setpriv") or "", f"--reuid={ORDINARY_UID}", f"--regid={ORDINARY_UID}", "--clear-groups"]
@@ -330,11 +332,13 @@ def look(request, sandbox, workspace, tmp_path):
     trial = subprocess.run(readable, capture_output=True, text=True, env={"PYTHONPATH": ":".join(map(str, code_folders()))}, timeout=30)
     if trial.returncode != 0:
         pytest.skip(f"an ordinary user cannot run this code here: {trial.stderr.strip()[-200:]}")
-    place = tmp_path / "ordinary"
-    (place / "workspace").mkdir(parents=True)
-    for folder in (place, place / "workspace"):
-        os.chown(folder, ORDINARY_UID, ORDINARY_UID)
-    return ordinary
+    # Not in tmp_path: each beginning pytest closes the folder of all temporary folders to other users, also while this one runs.
+    with tempfile.TemporaryDirectory(prefix="loopwright-test-") as folder:
+        place = Path(folder)
+        (place / "workspace").mkdir()
+        for made in (place, place / "workspace"):
+            os.chown(made, ORDINARY_UID, ORDINARY_UID)
+        yield ordinary
 
 
 @pytest.mark.parametrize(
@@ -500,5 +504,13 @@ def test_user_ids_for_runs_are_those_that_systemd_gives_to_nobody():
 async def test_memory_of_processes_whose_parents_have_ended_is_bounded_too(look):
     code = "import os, time\nfor _ in range(6):\n    if os.fork() == 0:\n        if os.fork(): os._exit(0)\n"
     code += "        x = b'x' * (100 * 1048576)\n        time.sleep(30)\ntime.sleep(30)"
+    result = await look(code, wall_seconds=15)
+    assert result["outcome"] == "out_of_memory"
+
+
+async def test_shared_memory_whose_pages_were_let_go_is_bounded_too(look):
+    code = "import mmap, time\nheld = mmap.mmap(-1, 400 << 20)\nfor start in range(0, 400 << 20, 50 << 20):\n"
+    code += "    for page in range(start, start + (50 << 20), 4096): held[page] = 1\n"
+    code += "    held.madvise(mmap.MADV_DONTNEED, start, 50 << 20)\ntime.sleep(20)"
     result = await look(code, wall_seconds=15)
     assert result["outcome"] == "out_of_memory"

@@ -63,7 +63,8 @@ class BubblewrapSandbox:
             "no network", "own processes, mounts, IPC and host name", "system and toolchains read-only", "system call filter",
             f"runs as user {uid}" if uid is not None else "own user namespace",
             "memory file systems of bounded size",
-            "not covered: bugs of the host's kernel; the sum of all files written; memfd, System V IPC and message queues are refused",
+            "not covered: bugs of the host's kernel; the sum of all files written; shared anonymous memory of processes that cannot be "
+            "read; memfd, System V IPC and message queues are refused",
         )  # fmt: skip
         return Confined((*self._command(request, made, uid), *_launch()), job, self.isolation, facts)
 

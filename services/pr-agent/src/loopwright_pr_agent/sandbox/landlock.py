@@ -116,6 +116,7 @@ def _facts(uid: int | None, version: int, keep: int | None) -> tuple[str, ...]:
     missing = [
         "bugs of the host's kernel",
         "the sum of all files written",
+        "shared anonymous memory of processes that cannot be read",
         "file names and sizes (stat) of the host",
         "no /proc inside",
         "no /dev/shm inside, since it would be the host's: POSIX semaphores and shared memory fail (multiprocessing.Lock, Pool, Queue)",

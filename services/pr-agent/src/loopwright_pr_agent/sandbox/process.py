@@ -14,7 +14,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -237,7 +237,8 @@ class _Watch:
         self.cpu_seconds = max(self.cpu_seconds, sum(map(_cpu_seconds, members)))
         if len(members) > self.limits.processes:
             return "killed"
-        return "out_of_memory" if sum(map(_resident_bytes, members)) > self.limits.memory_bytes else None
+        used = max(sum(map(_resident_bytes, members)), _shared_bytes(members))
+        return "out_of_memory" if used > self.limits.memory_bytes else None
 
     def kill_all(self) -> None:
         """Ends everybody of the run and waits for it. Only members are signalled, never a user: that could be somebody else's process."""
@@ -327,3 +328,17 @@ def _resident_bytes(pid: int) -> int:
             return int(file.read().split()[1]) * PAGE_BYTES
     except (OSError, IndexError):
         return 0
+
+
+def _shared_bytes(pids: Iterable[int]) -> int:
+    """Size of the shared anonymous memory that processes map, each piece once. It stays when a process lets go of its pages
+    (``MADV_DONTNEED``), so that neither RLIMIT_DATA nor resident sizes count it. A process that may not be read counts nothing."""
+    ends: dict[bytes, int] = {}
+    for pid in pids:
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/maps", "rb") as file:
+            for line in file:
+                if line.endswith(b" /dev/zero (deleted)\n"):
+                    addresses, _, offset, _, inode = line.split()[:5]
+                    start, _, end = addresses.partition(b"-")
+                    ends[inode] = max(ends.get(inode, 0), int(offset, 16) + int(end, 16) - int(start, 16))
+    return sum(ends.values())
