@@ -164,7 +164,6 @@ async def test_while_the_bus_is_away_all_requests_of_a_batch_fail():
     assert [type(error) for error in found] == [BusUnavailable, BusUnavailable]
 
 
-@pytest.mark.xfail(strict=True, reason="gather._send asks an absent bus again for every request of the batch, one timeout after another")
 async def test_an_absent_bus_is_asked_once_for_a_batch():
     def answer(names):
         raise BusUnavailable("away")
@@ -211,9 +210,6 @@ async def test_no_batch_is_larger_than_the_server_takes():
     assert [[ack.sequence for ack in acknowledged] for acknowledged in found][5][-1] == 5 * 400 + 399
 
 
-@pytest.mark.xfail(
-    strict=True, reason="one signal over the bus's message size fails the whole request: handlers.signals does not look at sizes"
-)
 async def test_one_signal_that_the_bus_cannot_take_does_not_fail_its_neighbours(edge):
     huge = {"title": "huge", "frames": [dict.fromkeys(("file", "function", "module", "context"), "\x01" * 512)] * 100}
     answer = await edge.post("/v1/signals", [{"title": "a"}, huge, {"title": "b"}])

@@ -80,17 +80,18 @@ class Admission:
 
 @dataclass
 class Bucket:
-    """A token bucket: a minute's worth at once, refilled evenly."""
+    """A token bucket: a minute's worth at once, refilled evenly. A request of more than that goes when the bucket is full, into debt."""
 
     per_minute: int
     tokens: float
     at: float
 
     def take(self, items: int, now: float) -> float:
-        """Zero when taken; else the seconds until so many are there (for more than a minute's worth: until it is full)."""
+        """Zero when taken; else the seconds until it can be."""
         self.tokens = min(float(self.per_minute), self.tokens + (now - self.at) * self.per_minute / 60)
         self.at = now
-        if items <= self.tokens:
+        needed = min(items, self.per_minute)
+        if needed <= self.tokens:
             self.tokens -= items
             return 0.0
-        return (min(items, self.per_minute) - self.tokens) * 60 / self.per_minute
+        return (needed - self.tokens) * 60 / self.per_minute

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from loopwright_common.bus import Ack, Bus, BusUnavailable, Outgoing
-from loopwright_common.errors import LoopwrightError
+from loopwright_common.errors import Permanent
 
 BATCH_MAX = 1_000  # what one atomic batch may hold (ADR-50 of the NATS architecture)
 IN_FLIGHT = 2  # one batch is written while the next one gathers
@@ -93,9 +93,10 @@ class Gatherer:
         messages = [message for waiting in batch for message in waiting.messages]
         try:
             acks = await self._bus.publish_batch(messages)
-        except LoopwrightError as error:
+        except Permanent as error:
             if len(batch) > 1:
-                # One request's message may be at fault: each is tried alone, so that only its own sender hears of it.
+                # One request's message is at fault: each is tried alone, so that only its own sender hears of it. A bus that is away is not
+                # asked again: each try may last as long as the first, and all would wait for all.
                 for waiting in batch:
                     await self._send_alone(waiting)
             else:

@@ -12,11 +12,12 @@ from loopwright_common.problems import FieldError
 from prometheus_client import Counter
 
 from loopwright_ingest.admission import Admission
-from loopwright_ingest.domain import Sender, Understood
+from loopwright_ingest.domain import Drop, Sender, Understood
 from loopwright_ingest.gather import Gatherer
 from loopwright_ingest.sources import http, sentry
 
 ITEMS = Counter("loopwright_ingest_items", "Items by source and outcome.", ["source", "outcome"])
+SIGNAL_BYTES_MAX = 768 * 1024  # the bus takes a message of 1 MiB, and one that is too large would fail its whole request
 SERVICE_OF_EXPOSURE = "unknown"  # a subject needs a token where a client names no service
 
 
@@ -33,16 +34,18 @@ class Intake:
 
     async def signals(self, items: list[object], sender: Sender) -> http.SignalsAnswer:
         """Takes posted signals; each item has its own outcome."""
+        self._admission.spend(sender, len(items))
         now = self.now()
         results: list[http.ItemResult] = []
         good: list[tuple[int, Signal]] = []
         for index, item in enumerate(items):
             found = http.understand(item, sender, now)
+            if isinstance(found, Signal) and (size := len(found.model_dump_json())) > SIGNAL_BYTES_MAX:
+                found = [FieldError(pointer="/", detail=f"the signal has {size} bytes; at most {SIGNAL_BYTES_MAX} are kept")]
             if isinstance(found, Signal):
                 good.append((index, found))
             else:
                 results.append(http.ItemResult(index=index, outcome="rejected", errors=_within(found)))
-        self._admission.spend(sender, len(good))
         acks = await self._store_signals([signal for _, signal in good])
         for (index, signal), ack in zip(good, acks, strict=True):
             results.append(http.ItemResult(index=index, outcome="duplicate" if ack.duplicate else "accepted", id=signal.id))
@@ -60,7 +63,10 @@ class Intake:
     async def sentry(self, items: list[sentry.Item], sender: Sender) -> Understood:
         """Takes an envelope's items."""
         found = sentry.understand(items, sender, self.now())
-        self._admission.spend(sender, len(found.signals))
+        for signal in [signal for signal in found.signals if len(signal.model_dump_json()) > SIGNAL_BYTES_MAX]:
+            found.signals.remove(signal)
+            found.drops.append(Drop("event", f"over {SIGNAL_BYTES_MAX} bytes as a signal"))
+        self._admission.spend(sender, max(1, len(found.signals)))
         messages = [_signal(signal) for signal in found.signals] + [_exposure(item) for item in found.exposures]
         if messages:
             acks = await self._gatherer.submit(messages)

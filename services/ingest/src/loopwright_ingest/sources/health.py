@@ -13,7 +13,7 @@ from loopwright_ingest.domain import WEIGHTS, cut, signal_id
 from loopwright_ingest.ports import ProbeAnswer
 
 SOURCE = "health"
-# While a check fails it is said again after 1, 2, 4, ... intervals, and at least this often.
+# While a check fails it is said again after 2, 4, 8, ... intervals, and at least this often.
 REPEAT_MOST = timedelta(hours=1)
 
 
@@ -64,8 +64,9 @@ def signal_of(
     why = verdict(check, answer)
     since = state.failing_since or now
     address = urlsplit(check.url)
+    shown = address._replace(netloc=address.netloc.rpartition("@")[2], query="", fragment="")  # a password in it is nobody's business
     key = f"{service}:{check.name}:{since.isoformat()}:{state.signals}"
-    text = [f"{check.url} answered {why}.", f"Failing since {since.isoformat(timespec='seconds')}, {state.failures} probes in a row."]
+    text = [f"{shown.geturl()} answered {why}.", f"Failing since {since.isoformat(timespec='seconds')}, {state.failures} probes in a row."]
     if answer.excerpt:
         text.append(f"It said: {answer.excerpt}")
     return Signal(
@@ -83,6 +84,6 @@ def signal_of(
         severity=Severity.ERROR,
         weight=WEIGHTS[SignalKind.HEALTH_CHECK],
         transaction=cut(address.path, 512),
-        labels={"check": check.name, "target": cut(f"{address.netloc}{address.path}", 512), "status": str(answer.status or "none")},
+        labels={"check": check.name, "target": cut(f"{shown.netloc}{shown.path}", 512), "status": str(answer.status or "none")},
         dedupe_key=cut(key, 512),
     )
