@@ -1,7 +1,7 @@
 // Charts as SVG, each with its numbers as text for those who cannot see it.
 
 import { s } from "./dom.js";
-import { percent, count } from "./format.js";
+import { percent, count, duration } from "./format.js";
 
 /** A day at a glance: bars per bucket, a mark where a deploy happened. `deploys` are fractions 0..1 of the width. */
 export function sparkline(buckets, deploys = []) {
@@ -12,7 +12,7 @@ export function sparkline(buckets, deploys = []) {
   const total = buckets.reduce((sum, value) => sum + value, 0);
   return s(
     "svg.spark",
-    { viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": `${count(total)} signals in 24 hours` },
+    { viewBox: `0 0 ${width} ${height}`, height, preserveAspectRatio: "none", role: "img", "aria-label": `${count(total)} signals in 24 hours` },
     s("title", null, `${count(total)} signals in 24 hours${deploys.length ? `, ${deploys.length} deploys` : ""}`),
     s("line.axis", { x1: 0, y1: height - 0.5, x2: width, y2: height - 0.5 }),
     deploys.map((at) => s("line.deploy", { x1: at * width, x2: at * width, y1: 0, y2: height })),
@@ -25,7 +25,7 @@ export function sparkline(buckets, deploys = []) {
 }
 
 /** Signals per bucket over time with the deploys marked: points [{at, count, exposure}], deploys [{at, label}]. */
-export function timeline(points, deploys, { start, end }) {
+export function timeline(points, deploys, { start, end, bucket }) {
   const width = 640;
   const height = 120;
   const pad = { left: 40, right: 8, top: 16, bottom: 20 };
@@ -33,7 +33,7 @@ export function timeline(points, deploys, { start, end }) {
   const tall = height - pad.top - pad.bottom;
   const x = (at) => pad.left + (inner * (at - start)) / Math.max(1, end - start);
   const most = Math.max(1, ...points.map((point) => point.count));
-  const bar = Math.max(1.5, Math.min(10, inner / Math.max(1, points.length) - 1));
+  const bar = Math.max(1.5, (inner * bucket) / Math.max(1, end - start) - 1);
   const total = points.reduce((sum, point) => sum + point.count, 0);
   return s(
     "svg.chart",
@@ -45,8 +45,8 @@ export function timeline(points, deploys, { start, end }) {
       const size = (point.count / most) * tall;
       return s(
         "rect.bar",
-        { x: Math.min(x(point.at), width - pad.right - bar), width: bar, y: height - pad.bottom - size, height: size },
-        s("title", null, `${new Date(point.at).toLocaleString("en")}: ${count(point.count)} signals`),
+        { x: Math.max(pad.left, Math.min(x(point.at), width - pad.right - bar)), width: bar, y: height - pad.bottom - size, height: size },
+        s("title", null, `${new Date(point.at).toLocaleString("en")}: ${count(point.count)} ${point.count === 1 ? "signal" : "signals"} in ${duration(bucket / 1000)}`),
       );
     }),
     deploys.map((deploy) =>
@@ -59,6 +59,7 @@ export function timeline(points, deploys, { start, end }) {
       ),
     ),
     s("text.tick", { x: pad.left, y: height - 5 }, clock(start)),
+    s("text.tick", { x: pad.left + inner / 2, y: height - 5, "text-anchor": "middle" }, `signals per ${duration(bucket / 1000)}`),
     s("text.tick", { x: width - pad.right, y: height - 5, "text-anchor": "end" }, clock(end)),
   );
 }

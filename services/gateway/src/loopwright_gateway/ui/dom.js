@@ -31,10 +31,13 @@ function build(create, spec, attributes, children) {
   return element;
 }
 
+// Marks that turn the direction of text can make a line of code read as another ("Trojan Source", CVE-2021-42574): they are shown, not obeyed.
+const shown = (text) => text.replace(/[\u202a-\u202e\u2066-\u2069]/g, "\ufffd");
+
 function append(element, children) {
   for (const child of children.flat(Infinity)) {
     if (child == null || child === false) continue;
-    element.append(child instanceof Node ? child : document.createTextNode(String(child)));
+    element.append(child instanceof Node ? child : document.createTextNode(shown(String(child))));
   }
 }
 

@@ -11,6 +11,8 @@ import { tick, count, plural } from "./format.js";
 const PAGES = { changes: pages.changes, verdicts: pages.verdicts, usage: pages.usage };
 const PRIORITIES = ["P0", "P1", "P2", "P3", "P4"];
 const PAGE = 100;
+const BARS_MAX = 80; // more are thinner than a person can tell apart
+const BUCKETS = [1, 2, 5, 10, 15, 30, 60, 180, 720].map((minutes) => minutes * 60000);
 const KEYS = [
   ["j k", "next, previous"], ["enter", "open"], ["/", "search"], ["f", "only what waits for you"], ["m", "merge"], ["a", "answer"], ["s", "snooze"], ["d", "dismiss"],
   ["esc", "cancel, back"], ["g l", "inbox"], ["g c", "changes"], ["g v", "verdicts"], ["g u", "usage"], ["t", "light or dark"], ["?", "these keys"],
@@ -310,17 +312,21 @@ function restore(kept) {
 
 function summarise(rates) {
   if (!rates) return null;
-  const points = new Map();
-  for (const item of rates.signals) points.set(item.minute, (points.get(item.minute) ?? 0) + item.count);
-  const at = [...points].map(([minute, number]) => ({ at: Date.parse(minute) + 30000, count: number })).sort((one, other) => one.at - other.at);
+  const minutes = rates.signals.map((item) => ({ at: Date.parse(item.minute), count: item.count })).sort((one, other) => one.at - other.at);
   const requests = rates.exposure.filter((item) => item.unit === "requests");
-  const first = at[0]?.at ?? Infinity;
+  const first = minutes[0]?.at ?? Infinity;
   const exposed = requests.filter((item) => Date.parse(item.minute) >= first - 60000).reduce((sum, item) => sum + item.count, 0);
-  const signals = at.reduce((sum, item) => sum + item.count, 0);
+  const signals = minutes.reduce((sum, item) => sum + item.count, 0);
   const end = Math.min(Date.parse(rates.end), Date.now());
   const start = Math.max(Date.parse(rates.start), Math.min(first, ...rates.deploys.map((deploy) => Date.parse(deploy.deployed_at))) - 2 * 60000);
   const deploys = rates.deploys.map((deploy) => ({ at: Date.parse(deploy.deployed_at), label: deploy.release.slice(0, 12) })).filter((deploy) => deploy.at >= start);
-  return { points: at, deploys, start, end, share: exposed ? signals / exposed : null };
+  const bucket = BUCKETS.find((size) => (end - start) / size <= BARS_MAX) ?? BUCKETS.at(-1);
+  const points = new Map();
+  for (const item of minutes) {
+    const at = Math.floor(item.at / bucket) * bucket;
+    points.set(at, (points.get(at) ?? 0) + item.count);
+  }
+  return { points: [...points].map(([at, number]) => ({ at, count: number })), deploys, start, end, bucket, share: exposed ? signals / exposed : null };
 }
 
 function context(detail) {

@@ -7,6 +7,9 @@ import { since, brief, count, percent, money, duration, short, plural, words } f
 import { priority, state } from "./list.js";
 import { actionBar } from "./actions.js";
 
+// What these wait for is a sentence of its own further down.
+const SAID_BELOW = new Set(["needs_input", "actionable"]);
+
 /** Draws a report: the API's detail with its timeline and rates beside it. */
 export function render(report, timelineEntries, rates, context) {
   const { investigation, change, measurement } = report;
@@ -21,7 +24,7 @@ export function render(report, timelineEntries, rates, context) {
       h(
         "div.eyebrow",
         priority(report.priority),
-        state(report.state, report.waits_for, report.waits_for_person),
+        state(report.state, SAID_BELOW.has(report.state) ? "" : report.waits_for, report.waits_for_person),
         h("span", report.services.join(", ") || "no service"),
         h("span", "last seen ", since(report.last_seen, " ago")),
         report.recurrence_of && h("a", { href: `/reports/${report.recurrence_of}` }, "recurrence of an earlier report"),
