@@ -13,6 +13,7 @@ from loopwright_common.problems import MEDIA_TYPE, Problem, ProblemError, field_
 from loopwright_common.process import BodyTooLarge
 from pydantic import BaseModel, ValidationError
 from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 
 from loopwright_ingest.admission import Admission
@@ -22,6 +23,7 @@ from loopwright_ingest.handlers import Intake
 from loopwright_ingest.settings import IngestSettings
 from loopwright_ingest.sources import deploys, http, sentry
 
+COMPRESSED_HERE_BYTES = 2 * 1024  # may be a bomb that grows a thousandfold
 DECODE_HERE_BYTES = 64 * 1024  # larger bodies are decompressed and parsed in a thread, so that others are not kept waiting
 
 router = APIRouter()
@@ -87,11 +89,14 @@ def _key(request: Request) -> str:
 
 async def _read(request: Request, parts: Parts) -> bytes:
     """The body, decompressed, within the limits."""
-    body = await request.body()
-    encoding = request.headers.get("content-encoding", "")
+    try:
+        body = await request.body()
+    except ClientDisconnect as error:
+        raise ProblemError(400, "The body ended too early.") from error
+    encoding = ", ".join(request.headers.getlist("content-encoding"))
     limit = parts.settings.decoded_bytes_max
     try:
-        if encoding and len(body) > DECODE_HERE_BYTES:
+        if encoding and len(body) > COMPRESSED_HERE_BYTES:
             return await run_in_threadpool(decompress, body, encoding, limit)
         return decompress(body, encoding, limit)
     except UnknownEncoding as error:
@@ -111,6 +116,8 @@ async def _read_json(request: Request, parts: Parts) -> Any:
         return await run_in_threadpool(parse_json, body) if len(body) > DECODE_HERE_BYTES else parse_json(body)
     except Undecodable as error:
         raise ProblemError(400, str(error)) from error
+    except TooLarge as error:
+        raise ProblemError(413, str(error)) from error
 
 
 M = TypeVar("M", bound=BaseModel)
@@ -254,6 +261,8 @@ async def _sentry(take: Any) -> Response:
         return _sentry_error(error.status, error.detail, error.headers)
     except (Undecodable, RecursionError) as error:
         return _sentry_error(400, str(error), {})
+    except TooLarge as error:
+        return _sentry_error(413, str(error), {})
     except BodyTooLarge:
         raise
     except Retryable as error:
