@@ -11,32 +11,45 @@ const DISMISS = [
   ["5", "duplicate", "Duplicate"],
 ];
 const SNOOZE = [
-  ["1", "1 hour", 3600],
-  ["2", "8 hours", 8 * 3600],
-  ["3", "1 day", 24 * 3600],
-  ["4", "1 week", 7 * 24 * 3600],
+  ["1", { seconds: 3600 }, "1 hour"],
+  ["2", { seconds: 8 * 3600 }, "8 hours"],
+  ["3", { seconds: 24 * 3600 }, "1 day"],
+  ["4", { seconds: 7 * 24 * 3600 }, "1 week"],
+  ["5", { signals: 10 }, "10 more signals"],
+  ["6", { signals: 100 }, "100 more signals"],
 ];
 
 /** The buttons a report's state allows, and the place where one asks for more. */
 export function actionBar(model, context) {
   const { report, change } = model;
   const allowed = new Set(report.actions);
-  const place = h("div");
+  const place = h("div", { "aria-live": "polite" });
+  if (context.role === "viewer") {
+    context.register({}, new Set(), place);
+    return h("p.note", "You may look. Acting needs a responder’s token, which an admin can make.");
+  }
   const ask = (form) => {
     fill(place, form);
-    place.querySelector("textarea, button")?.focus();
+    place.querySelector("textarea, input, button")?.focus();
   };
   const asks = {
     dismiss: () => ask(choices("Why is there nothing to do?", DISMISS, (reason) => context.act("dismiss", { reason }), place)),
-    snooze: () => ask(choices("Until when?", SNOOZE, (seconds) => context.act("snooze", { seconds }), place)),
+    done: () => context.act("dismiss", { reason: "fixed" }),
+    snooze: () => ask(choices("Until when?", SNOOZE, (until) => context.act("snooze", until), place)),
     merge: () => ask(confirmMerge(change, context, place)),
     decline: () => ask(sentence("Why is this change not wanted?", "Decline", (comment) => context.change("decline", { comment }), place, "danger")),
     request_changes: () => ask(sentence("What should be different?", "Ask for it", (comment) => context.change("request_changes", { comment }), place)),
-    provide_input: () => ask(inputForm(context, place)),
+    provide_input: () => {
+      const shown = document.querySelector("#answer textarea"); // where it is asked for, the form is there already
+      shown ? shown.focus() : ask(inputForm(context, place));
+    },
+    merge_into: () => ask(joinForm(report, context, place)),
+    split: () => context.showSignals(),
   };
+  const does = (name) => (asks[name] ?? (() => context.act(name, {})))();
+  asks.menu = () => ask(choices("What to do?", menu(allowed), does, place));
   context.register(asks, allowed, place);
-  const button = (name, label, key, kind = "") =>
-    allowed.has(name) && h(`button.button${kind}`, { type: "button", onclick: () => (asks[name] ?? (() => context.act(name, {})))() }, label, key && h("kbd", key));
+  const button = (name, label, key, kind = "") => allowed.has(name) && h(`button.button${kind}`, { type: "button", onclick: () => does(name) }, label, key && h("kbd", key));
   const buttons = [
     button("merge", change?.pull_request ? `Merge ${short(change.pull_request.head_commit)}` : "Merge", "m", ".primary"),
     button("request_changes", "Request changes"),
@@ -46,19 +59,48 @@ export function actionBar(model, context) {
     button("reopen", "Reopen"),
     button("snooze", "Snooze", "s"),
     button("dismiss", "Dismiss", "d"),
+    allowed.size > 0 && h("button.button.quiet", { type: "button", onclick: asks.menu }, "More", h("kbd", "a")),
   ].filter(Boolean);
   return h("div", h("div.actions", buttons), place);
 }
 
+const MENU = [
+  ["merge", "Merge"], ["request_changes", "Request changes"], ["decline", "Decline"], ["start_work", "Start work"], ["provide_input", "Answer"], ["reopen", "Reopen"],
+  ["snooze", "Snooze"], ["dismiss", "Dismiss"], ["done", "Mark done"], ["suppress", "Keep quiet for good"], ["merge_into", "Join with another report"], ["split", "Split signals off"],
+];
+
+/** All that is allowed, each with a key of its own. */
+function menu(allowed) {
+  const shown = MENU.filter(([name]) => allowed.has(name === "done" ? "dismiss" : name));
+  return shown.map(([name, label], index) => ["123456789bcvx"[index], name, label]);
+}
+
 function choices(question, options, choose, place) {
-  const form = h(
+  return h(
     "div.input-form",
     { role: "group", "aria-label": question },
     h("strong", question),
-    h("div.choices", options.map(([key, value, label]) => h("button.button", { type: "button", "data-key": key, onclick: () => choose(typeof label === "number" ? label : value) }, typeof label === "number" ? value : label, h("kbd", key))),
-      h("button.button", { type: "button", onclick: () => fill(place) }, "Cancel", h("kbd", "esc"))),
+    h("div.choices", options.map(([key, value, label]) => h("button.button", { type: "button", "data-key": key, onclick: () => choose(value) }, label, h("kbd", key))),
+      h("button.button.quiet", { type: "button", onclick: () => fill(place) }, "Cancel", h("kbd", "esc"))),
   );
-  return form;
+}
+
+/** Which report this one belongs with: one of the list by its title, or any by its id or address. */
+function joinForm(report, context, place) {
+  const others = context.rows().filter((row) => row.id !== report.id && row.project === report.project).slice(0, 200);
+  const field = h("input.search", { list: "reports-to-join", "aria-label": "The other report", placeholder: "Its title, id or address", required: true, maxlength: "600" });
+  const send = () => {
+    const given = field.value.trim();
+    const id = others.find((row) => row.title === given)?.id ?? given.split("/reports/").pop().split(/[/?#]/)[0];
+    if (id) context.act("merge_into", { report_id: id }, "Asked for. The grouping carries it out in a moment.");
+  };
+  return h(
+    "form.input-form",
+    { onsubmit: (event) => { event.preventDefault(); send(); } },
+    h("label", "Which report do these signals belong to?", field),
+    h("datalist", { id: "reports-to-join" }, others.map((row) => h("option", { value: row.title }))),
+    h("div.actions", h("button.button.primary", { type: "submit" }, "Join"), h("button.button.quiet", { type: "button", onclick: () => fill(place) }, "Cancel", h("kbd", "esc"))),
+  );
 }
 
 function sentence(question, verb, send, place, kind = "") {
@@ -67,12 +109,12 @@ function sentence(question, verb, send, place, kind = "") {
     "form.input-form",
     { onsubmit: (event) => { event.preventDefault(); if (text.value.trim()) send(text.value.trim()); } },
     h("label", question, text),
-    h("div.actions", h(`button.button.primary${kind ? `.${kind}` : ""}`, { type: "submit" }, verb), h("button.button", { type: "button", onclick: () => fill(place) }, "Cancel", h("kbd", "esc"))),
+    h("div.actions", h(`button.button${kind ? `.${kind}` : ".primary"}`, { type: "submit" }, verb), place && h("button.button.quiet", { type: "button", onclick: () => fill(place) }, "Cancel", h("kbd", "esc"))),
   );
 }
 
 export function inputForm(context, place) {
-  return sentence("What should be known?", "Send and look again", (text) => context.act("provide_input", { text }), place ?? h("div"));
+  return sentence("What should be known?", "Send and look again", (text) => context.act("provide_input", { text }), place);
 }
 
 function confirmMerge(change, context, place) {
@@ -84,7 +126,7 @@ function confirmMerge(change, context, place) {
     h(
       "div.actions",
       h("button.button.primary", { type: "button", onclick: () => context.change("merge", { expected_head: head }) }, "Merge now", h("kbd", "enter")),
-      h("button.button", { type: "button", onclick: () => fill(place) }, "Cancel", h("kbd", "esc")),
+      h("button.button.quiet", { type: "button", onclick: () => fill(place) }, "Cancel", h("kbd", "esc")),
     ),
   );
 }

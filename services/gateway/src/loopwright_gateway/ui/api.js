@@ -52,16 +52,27 @@ export function query(parameters) {
 
 const EVENTS = ["hello", "reset", "report.changed", "change.changed", "deploy.recorded", "measurement.completed", "command.refused"];
 
-/** Listens to what changes: onevent(kind, body), onstate(live). Reconnects by itself, from where it was. */
+const RETRY_MS = 5000;
+
+/** Listens to what changes: onevent(kind, body), onstate(live). Comes back by itself; where it cannot know what it missed, the kind is ``reset``. */
 export function listen({ onevent, onstate }) {
-  const source = new EventSource("/v1/stream");
-  source.onopen = () => onstate(true);
-  source.onerror = () => onstate(false);
-  for (const kind of EVENTS) {
-    source.addEventListener(kind, (event) => {
-      onstate(true);
-      onevent(kind, JSON.parse(event.data || "{}").body ?? {});
-    });
-  }
-  return () => source.close();
+  let greeted = false;
+  const open = () => {
+    const source = new EventSource("/v1/stream");
+    source.onopen = () => onstate(true);
+    source.onerror = () => {
+      onstate(false);
+      if (source.readyState !== EventSource.CLOSED) return; // the browser tries again, from where it was
+      setTimeout(open, RETRY_MS);
+    };
+    for (const kind of EVENTS) {
+      source.addEventListener(kind, (event) => {
+        onstate(true);
+        onevent(kind === "hello" && greeted ? "reset" : kind, JSON.parse(event.data || "{}").body ?? {});
+        greeted = true;
+      });
+    }
+  };
+  open();
+  addEventListener("offline", () => onstate(false));
 }

@@ -6,15 +6,16 @@ import { List } from "./list.js";
 import * as report from "./report.js";
 import * as pages from "./pages.js";
 import { inputForm } from "./actions.js";
-import { tick, count, plural } from "./format.js";
+import { tick, count, plural, since, words } from "./format.js";
 
 const PAGES = { changes: pages.changes, verdicts: pages.verdicts, usage: pages.usage };
 const PRIORITIES = ["P0", "P1", "P2", "P3", "P4"];
+const STATES = ["gathering", "ready", "investigating", "needs_input", "actionable", "not_actionable", "changing", "in_review", "merged", "measuring", "held", "not_held", "worse", "inconclusive", "snoozed", "dismissed", "suppressed", "merged_into"];
 const PAGE = 100;
 const BARS_MAX = 80; // more are thinner than a person can tell apart
 const BUCKETS = [1, 2, 5, 10, 15, 30, 60, 180, 720].map((minutes) => minutes * 60000);
 const KEYS = [
-  ["j k", "next, previous"], ["enter", "open"], ["/", "search"], ["f", "only what waits for you"], ["m", "merge"], ["a", "answer"], ["s", "snooze"], ["d", "dismiss"],
+  ["j k", "next, previous"], ["enter", "open"], ["/", "search"], ["f", "only what waits for you"], ["m", "merge"], ["i", "answer"], ["s", "snooze"], ["d", "dismiss"], ["e", "mark done"], ["a", "all that can be done"],
   ["esc", "cancel, back"], ["g l", "inbox"], ["g c", "changes"], ["g v", "verdicts"], ["g u", "usage"], ["t", "light or dark"], ["?", "these keys"],
 ];
 
@@ -228,7 +229,9 @@ function drawFacets() {
       const on = filters.priority?.includes(name);
       return toggle(name, on, { priority: on ? filters.priority.filter((item) => item !== name) : [...(filters.priority ?? []), name] });
     }),
-    toggle("Closed too", filters.closed, { closed: filters.closed ? undefined : "true" }),
+    h("select.facet", { "aria-label": "State", "aria-pressed": String(Boolean(filters.state?.length)), onchange: (event) => setFilter({ state: event.target.value ? [event.target.value] : [] }) },
+      h("option", { value: "" }, "Any state"), STATES.map((name) => h("option", { value: name, selected: filters.state?.includes(name) }, words(name)))),
+    toggle("Closed", filters.closed, { closed: filters.closed ? undefined : "true" }),
   );
 }
 
@@ -250,7 +253,7 @@ function emptyList() {
 }
 
 function failure(what, error, retry) {
-  return h("div.empty", { role: "alert" }, h("h2", what), h("p", error.status === 403 ? `${error.message}` : error.message), h("button.button", { type: "button", onclick: retry }, "Try again"));
+  return h("div.empty", { role: "alert" }, h("h2", what), h("p", error.message), h("p.faint", "Failed ", since(new Date().toISOString(), " ago"), ". What is known stays where it was."), h("button.button", { type: "button", onclick: retry }, "Try again"));
 }
 
 // One report
@@ -297,7 +300,9 @@ function remember() {
     details: [...parts.detail.querySelectorAll("details")].map((element) => element.open),
     cites: [...parts.detail.querySelectorAll(".cite[aria-expanded='true']")].map((element) => element.dataset.cite),
     form: view.asks?.place?.firstElementChild ?? null,
-    text: parts.detail.querySelector("textarea")?.value ?? "",
+    texts: [...parts.detail.querySelectorAll("textarea")].filter((field) => !view.asks?.place?.contains(field)).map((field) => field.value),
+    focused: view.asks?.place?.contains(document.activeElement) ? document.activeElement : null,
+    answering: document.activeElement?.closest("#answer") ? [document.activeElement.selectionStart, document.activeElement.selectionEnd] : null,
   };
 }
 
@@ -305,8 +310,14 @@ function restore(kept) {
   [...parts.detail.querySelectorAll("details")].forEach((element, index) => { if (kept.details[index]) element.open = true; });
   for (const id of new Set(kept.cites)) parts.detail.querySelector(`[data-cite="${CSS.escape(id)}"]:not([aria-expanded="true"])`)?.click();
   if (kept.form) view.asks?.place.append(kept.form);
-  const field = parts.detail.querySelector("textarea");
-  if (field && kept.text) field.value = kept.text;
+  const fields = [...parts.detail.querySelectorAll("textarea")].filter((field) => !view.asks?.place?.contains(field));
+  fields.forEach((field, index) => { field.value = kept.texts[index] ?? ""; });
+  kept.focused?.focus({ preventScroll: true });
+  const answer = kept.answering && parts.detail.querySelector("#answer textarea");
+  if (answer) {
+    answer.focus({ preventScroll: true });
+    answer.setSelectionRange(...kept.answering);
+  }
   parts.detail.scrollTop = kept.top;
 }
 
@@ -332,20 +343,32 @@ function summarise(rates) {
 function context(detail) {
   return {
     backHref: `/${filterQuery()}`,
+    role: view.me.role,
+    rows: () => view.rows,
+    showSignals: () => {
+      const box = parts.detail.querySelector("#signals details");
+      box.open = true;
+      box.scrollIntoView({ block: "start" });
+      box.querySelector("summary").focus({ preventScroll: true });
+    },
     loadDiff: (change) => api.text(`/v1/changes/${change.id}/diff`),
     explain: (id) => api.get(`/v1/reports/${id}/explain`),
     inputForm: () => inputForm({ act: (name, body) => act(detail, name, body) }),
-    act: (name, body) => act(detail, name, body),
+    act: (name, body, said) => act(detail, name, body, said),
     change: (name, body) => changeAction(detail, name, body),
     register: (asks, allowed, place) => { view.asks = { ...asks, place }; view.allowed = allowed; },
     opened: (id) => history.replaceState(null, "", `/reports/${detail.id}${id ? `/evidence/${id}` : ""}${filterQuery()}`),
   };
 }
 
-async function act(detail, name, body) {
+async function act({ id }, name, body, said) {
+  const detail = view.detail?.id === id ? view.detail : null; // a form may outlive a redraw: what counts is what is shown now
+  if (!detail) return;
   try {
     await api.post(`/v1/reports/${detail.id}/actions/${name}`, body, detail.version);
-    view.asks.place.replaceChildren();
+    view.asks?.place.replaceChildren();
+    for (const field of parts.detail.querySelectorAll("textarea")) field.value = "";
+    if (said) toast(said);
     await Promise.all([showReport(detail.id, { quiet: true }), refreshRow(detail.id)]);
   } catch (error) {
     refused(error, detail);
@@ -364,11 +387,13 @@ async function changeAction(detail, name, body) {
 }
 
 function refused(error, detail) {
-  toast(error.status === 403 ? `${error.message}` : error.status === 409 ? `Not done: ${error.message}.` : error.message);
+  toast(error.status === 409 ? `Not done: ${error.message.replace(/\.?$/, ".")}` : error.message);
   if (error.status === 409) showReport(detail.id, { quiet: true });
 }
 
 // Live
+
+const ALIVE_EVERY = 30000;
 
 function listenToChanges() {
   const refresh = new Set();
@@ -378,13 +403,16 @@ function listenToChanges() {
     await Promise.all(ids.slice(0, 20).map(refreshRow));
     if (view.open && ids.includes(view.open)) await showReport(view.open, { quiet: true });
   }, 300);
+  const onstate = (live) => {
+    parts.live.classList.toggle("stale", !live);
+    if (live === view.live) return;
+    view.live = live;
+    fill(parts.live, h("span", live ? "live" : ["not live since ", clock(), ": what you see may be old"]));
+  };
   api.listen({
-    onstate: (live) => {
-      parts.live.classList.toggle("stale", !live);
-      fill(parts.live, h("span", live ? "live" : "not live: what you see may be old"));
-    },
+    onstate,
     onevent: (kind, body) => {
-      if (kind === "reset") return void loadList();
+      if (kind === "reset") return void Promise.all([loadList(), view.open && showReport(view.open, { quiet: true })]);
       if (kind === "command.refused") toast(body.reason);
       const id = kind === "report.changed" ? body.id : body.report_id;
       if (!id) return;
@@ -392,6 +420,16 @@ function listenToChanges() {
       flush();
     },
   });
+  // A connection that died silently looks open: ask now and then. It also finds a session that has ended.
+  setInterval(async () => {
+    if (document.hidden) return;
+    try {
+      await api.get("/v1/me");
+    } catch (error) {
+      if (error.status === 401) location.reload();
+      else onstate(false);
+    }
+  }, ALIVE_EVERY);
 }
 
 async function refreshRow(id) {
@@ -432,7 +470,8 @@ function onKey(event) {
   const actions = {
     j: () => move(1), k: () => move(-1), ArrowDown: () => move(1), ArrowUp: () => move(-1),
     "/": () => parts.search.focus(), f: () => setFilter({ waits_for_me: view.filters.waits_for_me ? undefined : "true" }),
-    m: () => ask("merge"), d: () => ask("dismiss"), s: () => ask("snooze"), a: () => ask("provide_input"), i: () => ask("provide_input"),
+    m: () => ask("merge"), d: () => ask("dismiss"), s: () => ask("snooze"), i: () => ask("provide_input"),
+    e: () => view.allowed.has("dismiss") && view.asks?.done?.(), a: () => view.asks?.menu?.(),
     g: () => { leader = Date.now(); }, t: toggleTheme, "?": toggleKeys,
   };
   if (event.key === "Enter" && event.target === list.element && list.selected) return void go(`/reports/${list.selected}${filterQuery()}`);
@@ -478,6 +517,8 @@ function toggleTheme() {
   localStorage.setItem("theme", name);
   theme(name);
 }
+
+const clock = () => new Date().toLocaleTimeString("en", { hour: "2-digit", minute: "2-digit", hour12: false });
 
 let toasting;
 

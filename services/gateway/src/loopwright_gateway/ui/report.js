@@ -70,7 +70,7 @@ function firstSentence(text) {
 
 function question({ report, investigation }, context) {
   if (report.state !== "needs_input" || !report.question) return null;
-  return h("section.section", h("div.note.ask", h("strong", "Waits for you: "), report.question), context.inputForm());
+  return h("section.section", { id: "answer" }, h("div.note.ask", h("strong", "Waits for you: "), report.question), context.role !== "viewer" && context.inputForm());
 }
 
 function fact(term, value, note) {
@@ -272,27 +272,38 @@ function why({ report }, context) {
     if (!box.open || box.dataset.loaded) return;
     box.dataset.loaded = "yes";
     try {
-      fill(list, signals(await context.explain(report.id)));
+      fill(list, signals(await context.explain(report.id), report, context));
     } catch (error) {
       delete box.dataset.loaded;
       fill(list, h("p.note.error", `The reasons could not be read: ${error.message}`));
     }
   }, { once: false });
-  return h("section.section", h("h2", "Signals", h("span.faint", `${plural(report.signal_count, "signal")}, examples below`)), box);
+  return h("section.section", { id: "signals" }, h("h2", "Signals", h("span.faint", `${plural(report.signal_count, "signal")}, examples below`)), box);
 }
 
-function signals(items) {
-  return h(
+function signals(items, report, context) {
+  const splits = context.role !== "viewer" && report.actions.includes("split") && items.length > 1;
+  const chosen = new Set();
+  const button = h("button.button", { type: "button", disabled: true, onclick: () => context.act("split", { signal_ids: [...chosen] }, "Asked for. The grouping carries it out in a moment.") });
+  const choose = (id, on) => {
+    on ? chosen.add(id) : chosen.delete(id);
+    button.disabled = chosen.size === 0 || chosen.size === items.length;
+    fill(button, chosen.size ? `Split ${plural(chosen.size, "signal")} off, and keep them apart` : "Choose those that do not belong");
+  };
+  choose();
+  return [splits && h("div.actions", button), h(
     "ul.signals",
     items.map(({ signal, decision }) =>
       h(
         "li",
-        h("div.eyebrow", h("span.tag", words(signal.kind)), h("span", signal.source), since(signal.occurred_at, " ago"), signal.release && h("code", short(signal.release))),
+        h("div.eyebrow", splits && h("input", { type: "checkbox", "aria-label": `Choose ${signal.title}`, onchange: (event) => choose(signal.id, event.target.checked) }),
+          h("span.tag", words(signal.kind)), h("span", signal.source), since(signal.occurred_at, " ago"), signal.release && h("code", short(signal.release))),
         h("div.prose", signal.title),
         decision && h("div.why", brief(decision.reason), h("span.faint", ` (${words(decision.rule)}, grouping ${decision.grouping_version}${decision.degraded ? ", without the embedding model" : ""})`)),
+        decision?.neighbours?.length > 0 && h("div.why.faint", "Nearest: ", decision.neighbours.slice(0, 3).map((near, index) => [index > 0 && "; ", `“${near.title}” ${near.similarity.toFixed(2)}`])),
       ),
     ),
-  );
+  )];
 }
 
 function timeline(entries) {
