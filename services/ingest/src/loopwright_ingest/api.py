@@ -224,7 +224,7 @@ async def post_envelope(request: Request, parts: PartsOf, project: Number) -> Re
         if body is None:
             body = await _read(request, parts)
         headers, items = sentry.read_envelope(body)
-        found = await parts.intake.sentry(items, sender)
+        found = await parts.intake.sentry(items, sender, str(headers.get("sent_at") or "")[:64])
         return _event_id(str(headers.get("event_id") or ""), found.signals)
 
     return await _sentry(take)
@@ -274,5 +274,5 @@ def _sentry_error(status: int, detail: str, headers: dict[str, str]) -> Response
     text = "".join(character for character in detail if 32 <= ord(character) < 127)[:500]
     extra = {**headers, "X-Sentry-Error": text}
     if status == 429:
-        extra["X-Sentry-Rate-Limits"] = f"{headers.get('Retry-After', '60')}:error;default:project"
+        extra["X-Sentry-Rate-Limits"] = f"{headers.get('Retry-After', '60')}::project"  # no category: all of them
     return problem_response(status, detail, headers=extra)

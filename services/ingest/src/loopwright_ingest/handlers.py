@@ -60,9 +60,9 @@ class Intake:
             return []
         return await self._gatherer.submit([_signal(signal) for signal in signals])
 
-    async def sentry(self, items: list[sentry.Item], sender: Sender) -> Understood:
+    async def sentry(self, items: list[sentry.Item], sender: Sender, sent_at: str = "") -> Understood:
         """Takes an envelope's items."""
-        found = sentry.understand(items, sender, self.now())
+        found = sentry.understand(items, sender, self.now(), sent_at)
         for signal in [signal for signal in found.signals if len(signal.model_dump_json()) > SIGNAL_BYTES_MAX]:
             found.signals.remove(signal)
             found.drops.append(Drop("event", f"over {SIGNAL_BYTES_MAX} bytes as a signal"))

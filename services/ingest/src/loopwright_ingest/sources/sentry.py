@@ -6,6 +6,7 @@ sessions become exposure; what is not used is counted with its reason, never sil
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -15,14 +16,15 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from loopwright_common.contracts.signals import FRAMES_MAX, LABELS_MAX, Exposure, RequestContext, Severity, Signal, SignalKind, StackFrame
-from loopwright_common.identifiers import new_id
+from loopwright_common.identifiers import derived_id, new_id
 from pydantic import ValidationError
 
-from loopwright_ingest.decoding import Undecodable, parse_json
+from loopwright_ingest.decoding import TooLarge, Undecodable, parse_json
 from loopwright_ingest.domain import PRIVATE_HEADERS, WEIGHTS, Drop, Sender, Understood, cut, first_line, judge_time, parse_time, signal_id
 
 SOURCE = "sentry"
 ITEMS_MAX = 200
+ITEM_BYTES_MAX = 1024 * 1024  # Sentry's own limit for an event
 AGGREGATES_MAX = 1_000
 EVENT_ID = re.compile(r"^[0-9a-f]{32}$")
 KEY = re.compile(r"sentry_key\s*=\s*([0-9a-f]{32})", re.IGNORECASE)
@@ -63,43 +65,58 @@ def key_of(auth_header: str, query: str, dsn: str = "") -> str:
 
 def read_envelope(body: bytes) -> tuple[dict[str, Any], list[Item]]:
     """(headers, items). Raises Undecodable when it is not an envelope."""
-    line, _, rest = body.partition(b"\n")
+    line, at = _line(body, 0)
     headers = _object(line, "The envelope's header")
     items: list[Item] = []
-    while rest.strip(b"\n"):
-        rest = rest.lstrip(b"\n")
-        line, _, rest = rest.partition(b"\n")
+    while True:
+        while body[at : at + 1] == b"\n":
+            at += 1
+        if at >= len(body):
+            return headers, items
+        line, at = _line(body, at)
         item = _object(line, "An item's header")
         length = item.get("length")
         if length is None:
-            payload, _, rest = rest.partition(b"\n")
-        elif isinstance(length, int) and not isinstance(length, bool) and 0 <= length <= len(rest):
-            payload, rest = rest[:length], rest[length:]
-            if rest and not rest.startswith(b"\n"):
+            payload, at = _line(body, at)
+        elif isinstance(length, int) and not isinstance(length, bool) and 0 <= length <= len(body) - at:
+            payload, at = body[at : at + length], at + length
+            if body[at : at + 1] not in (b"", b"\n"):
                 raise Undecodable("An item is longer than its header says.")
         else:
             raise Undecodable("An item is shorter than its header says.")
         items.append(Item(cut(item.get("type"), 64), item, payload))
         if len(items) > ITEMS_MAX:
             raise Undecodable(f"The envelope has more than {ITEMS_MAX} items.")
-    return headers, items
+
+
+def _line(body: bytes, start: int) -> tuple[bytes, int]:
+    """The line that begins at ``start``, and where the next one does. Cutting the rest off each time would copy it each time."""
+    end = body.find(b"\n", start)
+    return (body[start:], len(body)) if end < 0 else (body[start:end], end + 1)
 
 
 def _object(line: bytes, what: str) -> dict[str, Any]:
-    found = parse_json(line)
+    found = parse_json(line, lenient=True)
     if not isinstance(found, dict):
         raise Undecodable(f"{what} is not a JSON object.")
     return found
 
 
-def understand(items: list[Item], sender: Sender, now: datetime) -> Understood:
-    """Signals, exposure, and what is not used. Raises Undecodable for an event that is not JSON."""
+def understand(items: list[Item], sender: Sender, now: datetime, sent_at: str = "") -> Understood:
+    """Signals, exposure, and what is not used. ``sent_at`` is the envelope's: with it, an envelope sent again counts once.
+
+    Raises Undecodable for an event that is not JSON, TooLarge for an item over ITEM_BYTES_MAX.
+    """
     found = Understood()
     for item in items:
+        if item.type in ("event", "session", "sessions") and len(item.payload) > ITEM_BYTES_MAX:
+            raise TooLarge(f"An item of type {item.type} is over {ITEM_BYTES_MAX} bytes.")
         if item.type == "event":
             _take_event(_object(item.payload, "The event"), sender, now, found)
         elif item.type == "sessions":
-            found.exposures.extend(_aggregates(_object(item.payload, "The sessions"), sender, now, found))
+            # Aggregates carry no id: the same bytes sent at the same microsecond are the same envelope sent again.
+            identity = f"{sent_at}:{hashlib.sha256(item.payload).hexdigest()}" if sent_at else ""
+            found.exposures.extend(_aggregates(_object(item.payload, "The sessions"), identity, sender, now, found))
         elif item.type == "session":
             found.exposures.extend(_session(_object(item.payload, "The session"), sender, now, found))
         else:
@@ -114,11 +131,13 @@ def _take_event(event: dict[str, Any], sender: Sender, now: datetime, found: Und
     try:
         found.signals.append(signal_of(event, sender, now))
     except (ValidationError, ValueError) as error:
-        found.drops.append(Drop("event", f"not usable: {first_line(str(error), 200)}"))
+        # The field and what is wrong with it, never its content.
+        reason = str(error.errors()[0]["type"]) if isinstance(error, ValidationError) else "a value that cannot be"
+        found.drops.append(Drop("event", f"not usable: {reason}"))
 
 
 def signal_of(event: dict[str, Any], sender: Sender, now: datetime) -> Signal:
-    """An event as a signal. Fields that are too long are cut: the client cannot do better. Raises ValueError for a time it cannot have."""
+    """An event as a signal. Fields that are too long are cut; one whose time cannot be is as of now, and says so."""
     event_id = str(event.get("event_id") or "").replace("-", "").lower()
     tags = dict(_pairs(event.get("tags")))
     exceptions = [value for value in _values(event.get("exception")) if isinstance(value, dict)]
@@ -128,13 +147,19 @@ def signal_of(event: dict[str, Any], sender: Sender, now: datetime) -> Signal:
     message = _message(event)
     kind = SignalKind.EXCEPTION if exceptions else SignalKind.LOG
     title = first_line(f"{type_}: {value}" if type_ and value else type_ or value) if exceptions else first_line(message)
-    labels = {cut(name, 200): cut(text, 512) for name, text in list(tags.items())[: LABELS_MAX - 4]}
+    labels = {cut(name, 200): cut(text, 512) for name, text in list(tags.items())[: LABELS_MAX - 5]}
     if len(exceptions) > 1:
         labels["exception.chain"] = cut(" <- ".join(cut(item.get("type"), 80) for item in reversed(exceptions)), 512)
     for name in ("logger", "platform", "server_name"):
         if isinstance(event.get(name), str):
             labels.setdefault(name, cut(event[name], 512))
-    occurred_at, history = judge_time(parse_time(event.get("timestamp")), now)
+    said_at = parse_time(event.get("timestamp"))
+    try:
+        occurred_at, history = judge_time(said_at, now)
+    except ValueError:
+        # An error is worth more than its time: a client's wrong clock does not lose it.
+        occurred_at, history = now, False
+        labels["clock"] = f"the client said {said_at.isoformat(timespec='seconds')}" if said_at else "wrong"
     user = event.get("user") if isinstance(event.get("user"), dict) else {}
     trace = (event.get("contexts") or {}).get("trace") if isinstance(event.get("contexts"), dict) else None
     return Signal(
@@ -189,7 +214,9 @@ def _message(event: dict[str, Any]) -> str:
 
 
 def _person(user: dict[str, Any]) -> str:
-    return next((f"{name}:{user[name]}" for name in ("id", "email", "username", "ip_address") if user.get(name)), "")
+    # Named as other sources name people, so that one counts once. "{{auto}}" means the connection: behind a proxy, everybody.
+    found = (user.get(name) for name in ("id", "email", "username", "ip_address"))
+    return next((str(value) for value in found if value and value != "{{auto}}"), "")
 
 
 def _frames(event: dict[str, Any], exceptions: list[dict[str, Any]]) -> Iterator[StackFrame]:
@@ -246,16 +273,20 @@ def _request(value: Any) -> RequestContext | None:
     )
 
 
-def _aggregates(body: dict[str, Any], sender: Sender, now: datetime, found: Understood) -> Iterator[Exposure]:
+def _aggregates(body: dict[str, Any], identity: str, sender: Sender, now: datetime, found: Understood) -> Iterator[Exposure]:
     """Request-mode sessions: counts per minute of start. ``exited``, ``errored``, ``crashed`` and ``abnormal`` exclude each other."""
     buckets = body.get("aggregates")
-    for bucket in buckets[:AGGREGATES_MAX] if isinstance(buckets, list) else []:
+    buckets = buckets if isinstance(buckets, list) else []
+    if len(buckets) > AGGREGATES_MAX:
+        found.drops.append(Drop("sessions", f"aggregates beyond the first {AGGREGATES_MAX} of an item"))
+    for index, bucket in enumerate(buckets[:AGGREGATES_MAX]):
         if not isinstance(bucket, dict):
             continue
         bad = sum(_number(bucket.get(name)) or 0 for name in ("errored", "crashed", "abnormal"))
         count = bad + (_number(bucket.get("exited")) or 0)
         if count:
-            yield from _exposure(body, bucket.get("started"), "requests", count, bad, sender, now, found)
+            name = f"sessions:{identity}:{index}" if identity else ""
+            yield from _exposure(body, bucket.get("started"), "requests", count, bad, name, sender, now, found)
 
 
 def _session(body: dict[str, Any], sender: Sender, now: datetime, found: Understood) -> Iterator[Exposure]:
@@ -264,11 +295,12 @@ def _session(body: dict[str, Any], sender: Sender, now: datetime, found: Underst
         found.drops.append(Drop("session", "an update of a session that was counted when it began"))
         return
     bad = 1 if body.get("status") in ("crashed", "abnormal", "errored") or (_number(body.get("errors")) or 0) > 0 else 0
-    yield from _exposure(body, body.get("started"), "sessions", 1, bad, sender, now, found)
+    name = f"session:{cut(body['sid'], 64)}" if body.get("sid") else ""
+    yield from _exposure(body, body.get("started"), "sessions", 1, bad, name, sender, now, found)
 
 
 def _exposure(
-    body: dict[str, Any], started: Any, unit: Any, count: int, errored: int, sender: Sender, now: datetime, found: Understood
+    body: dict[str, Any], started: Any, unit: Any, count: int, errored: int, name: str, sender: Sender, now: datetime, found: Understood
 ) -> Iterator[Exposure]:
     attributes = body.get("attrs") if isinstance(body.get("attrs"), dict) else body.get("attributes")
     attributes = attributes if isinstance(attributes, dict) else {}
@@ -278,7 +310,7 @@ def _exposure(
         found.drops.append(Drop("sessions", f"started {error}"))
         return
     yield Exposure(
-        id=new_id(),
+        id=derived_id("exposure", sender.name, "sentry", name) if name else new_id(),
         project=sender.name,
         service=sender.service(""),
         release=cut(attributes.get("release"), 512),
