@@ -67,13 +67,16 @@ def problem_response(
     return JSONResponse(problem.model_dump(exclude_defaults=False), status, dict(headers or {}), media_type=MEDIA_TYPE)
 
 
-def field_errors(errors: Sequence[Any]) -> list[FieldError]:
-    """pydantic's errors as field errors, without the input: it may hold a secret, and it is hostile."""
+def field_errors(errors: Sequence[Any], *, of_request: bool = False) -> list[FieldError]:
+    """pydantic's errors as field errors, without the input: it may hold a secret, and it is hostile.
+
+    ``of_request``: FastAPI's own, which begin with where in the request they are. A model's may begin with a field named body.
+    """
     found = []
     for error in list(errors)[:FIELD_ERRORS_MAX]:
         location = [str(part).replace("~", "~0").replace("/", "~1") for part in error.get("loc", ())]
-        if location and location[0] in ("body", "query", "path", "header", "cookie"):
-            location = location[1:] if location[0] == "body" else location
+        if of_request and location[:1] == ["body"]:
+            location = location[1:]
         found.append(FieldError(pointer="/" + "/".join(location)[:500], detail=str(error.get("msg", "is not valid"))[:500]))
     return found
 
@@ -90,7 +93,9 @@ def install(app: FastAPI) -> None:
         kinds = {item.get("type") for item in error.errors()}
         if "json_invalid" in kinds:
             return problem_response(400, "The body is not valid JSON.")
-        return problem_response(422, "The request has fields that cannot be used; see errors.", errors=field_errors(error.errors()))
+        return problem_response(
+            422, "The request has fields that cannot be used; see errors.", errors=field_errors(error.errors(), of_request=True)
+        )
 
     @app.exception_handler(HTTPException)
     async def _http(_: Request, error: HTTPException) -> Response:
