@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from loopwright_common.bus import Bus, ConsumerSpec
 from loopwright_common.clock import Clock, SystemClock
 from loopwright_common.contracts.subjects import COMMANDS_GROUPS, REPORTS_TRANSITIONED, SEARCH_QUERY, SIGNALS
-from loopwright_common.nats_bus import NatsBus
+from loopwright_common.nats_bus import open_bus
 from loopwright_common.process import service_app
 
 from loopwright_cluster import api
@@ -120,7 +120,7 @@ def create_app(settings: ClusterSettings) -> FastAPI:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         embedding = await asyncio.to_thread(open_embedding, settings)
         index = await open_index(settings, embedding)
-        service = Service(await open_bus(settings), embedding, index, SystemClock(), batch_max=settings.batch_max)
+        service = Service(await open_bus(settings, SERVICE), embedding, index, SystemClock(), batch_max=settings.batch_max)
         try:
             await service.start()
             running.append(service)
@@ -144,17 +144,3 @@ def create_app(settings: ClusterSettings) -> FastAPI:
     app = service_app(SERVICE, "Loopwright cluster", lifespan, readiness)
     app.include_router(api.router(lambda: (running[0].embedding, running[0].index) if running else None))
     return app
-
-
-async def open_bus(settings: ClusterSettings) -> NatsBus:
-    """The bus, connected. Raises BusUnavailable."""
-    bus = NatsBus(
-        settings.nats_url,
-        SERVICE,
-        user=settings.nats_user,
-        password=settings.nats_password.get_secret_value(),
-        store_bytes=settings.nats_store_bytes,
-        replicas=settings.nats_replicas,
-    )
-    await bus.connect()
-    return bus

@@ -14,7 +14,7 @@ from loopwright_common.bus import Bus, ConsumerSpec
 from loopwright_common.clock import Clock, SystemClock
 from loopwright_common.contracts import subjects as s
 from loopwright_common.contracts.queries import ExposureMinute, RatesAnswer, RatesQuery
-from loopwright_common.nats_bus import NatsBus
+from loopwright_common.nats_bus import open_bus
 from loopwright_common.process import service_app
 
 from loopwright_gateway import pages
@@ -133,7 +133,7 @@ def create_app(settings: GatewaySettings, *, bus: Bus | None = None, clock: Cloc
         store = SqlStore.open(settings.database_url.get_secret_value())
         if settings.migrate_at_start:
             await store.migrate()
-        service = Service(settings, bus or await open_bus(settings), store, clock or SystemClock())
+        service = Service(settings, bus or await open_bus(settings, SERVICE), store, clock or SystemClock())
         try:
             await service.start()
             app.state.parts = service.parts()
@@ -161,17 +161,3 @@ def create_app(settings: GatewaySettings, *, bus: Bus | None = None, clock: Cloc
     pages.install(app)
     app.add_middleware(pages.Guarded, hosts=settings.allowed_hosts)
     return app
-
-
-async def open_bus(settings: GatewaySettings) -> NatsBus:
-    """The bus, connected. Raises BusUnavailable."""
-    bus = NatsBus(
-        settings.nats_url,
-        SERVICE,
-        user=settings.nats_user,
-        password=settings.nats_password,
-        store_bytes=settings.nats_store_bytes,
-        replicas=settings.nats_replicas,
-    )
-    await bus.connect()
-    return bus

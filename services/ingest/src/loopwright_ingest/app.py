@@ -9,7 +9,7 @@ from datetime import timedelta
 from fastapi import FastAPI
 from loopwright_common.bus import Bus
 from loopwright_common.clock import Clock, SystemClock
-from loopwright_common.nats_bus import NatsBus
+from loopwright_common.nats_bus import open_bus
 from loopwright_common.process import service_app
 from loopwright_common.projects import Projects
 
@@ -30,7 +30,7 @@ def create_app(settings: IngestSettings, *, bus: Bus | None = None, clock: Clock
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        the_bus = bus or await open_bus(settings)
+        the_bus = bus or await open_bus(settings, SERVICE)
         the_clock = clock or SystemClock()
         projects = Projects(the_bus)
         gatherer = Gatherer(the_bus, timedelta(milliseconds=settings.gather_milliseconds), settings.pending_max)
@@ -64,17 +64,3 @@ def create_app(settings: IngestSettings, *, bus: Bus | None = None, clock: Clock
     app = service_app(SERVICE, "Loopwright ingest", lifespan, readiness, body_bytes_max=settings.body_bytes_max)
     app.include_router(api.router)
     return app
-
-
-async def open_bus(settings: IngestSettings) -> NatsBus:
-    """The bus, connected. Raises BusUnavailable."""
-    bus = NatsBus(
-        settings.nats_url,
-        SERVICE,
-        user=settings.nats_user,
-        password=settings.nats_password,
-        store_bytes=settings.nats_store_bytes,
-        replicas=settings.nats_replicas,
-    )
-    await bus.connect()
-    return bus

@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from loopwright_common.bus import Bus, ConsumerSpec
 from loopwright_common.clock import Clock, SystemClock
 from loopwright_common.contracts.subjects import REPORTS_READY
-from loopwright_common.nats_bus import NatsBus
+from loopwright_common.nats_bus import open_bus
 from loopwright_common.process import service_app
 from loopwright_common.projects import Projects
 from loopwright_repositories.checkouts import Checkouts
@@ -87,7 +87,7 @@ def create_app(settings: InvestigatorSettings) -> FastAPI:
                 token = settings.forge_token if settings.forge_token.get_secret_value() else None
                 source = ForgeSource(await stack.enter_async_context(LocalForge(settings.forge_url, token)))
             repositories = MirroredRepositories(Checkouts(settings.mirrors_dir), source)
-            service = Service(await open_bus(settings), repositories, SystemClock(), settings)
+            service = Service(await open_bus(settings, SERVICE), repositories, SystemClock(), settings)
             try:
                 await service.start()
                 running.append(service)
@@ -104,17 +104,3 @@ def create_app(settings: InvestigatorSettings) -> FastAPI:
     app = service_app(SERVICE, "Loopwright investigator", lifespan, readiness)
     app.include_router(api.router(lambda: running[0].parts if running else None))
     return app
-
-
-async def open_bus(settings: InvestigatorSettings) -> NatsBus:
-    """The bus, connected. Raises BusUnavailable."""
-    bus = NatsBus(
-        settings.nats_url,
-        SERVICE,
-        user=settings.nats_user,
-        password=settings.nats_password.get_secret_value(),
-        store_bytes=settings.nats_store_bytes,
-        replicas=settings.nats_replicas,
-    )
-    await bus.connect()
-    return bus

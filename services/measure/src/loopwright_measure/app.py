@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from loopwright_common.bus import Bus, ConsumerSpec
 from loopwright_common.clock import Clock, SystemClock
 from loopwright_common.contracts.subjects import CHANGES_MERGED, DEPLOYS
-from loopwright_common.nats_bus import NatsBus
+from loopwright_common.nats_bus import NatsBus, open_bus
 from loopwright_common.process import service_app
 from loopwright_common.projects import Projects
 from loopwright_repositories.forges.local import LocalForge
@@ -66,7 +66,7 @@ def create_app(settings: MeasureSettings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
-            bus = await open_bus(settings)
+            bus = await open_bus(settings, SERVICE)
             token = settings.forge_token if settings.forge_token.get_secret_value() else None
             forge = await stack.enter_async_context(LocalForge(settings.forge_url, token))
             history = GitHistory(settings.checkouts_dir, forge)
@@ -84,17 +84,3 @@ def create_app(settings: MeasureSettings) -> FastAPI:
         return {"bus": "" if await bus.ready() else f"no answer from {settings.nats_url}"}
 
     return service_app(SERVICE, "Loopwright measure", lifespan, readiness)
-
-
-async def open_bus(settings: MeasureSettings) -> NatsBus:
-    """The bus, connected. Raises BusUnavailable."""
-    bus = NatsBus(
-        settings.nats_url,
-        SERVICE,
-        user=settings.nats_user,
-        password=settings.nats_password.get_secret_value(),
-        store_bytes=settings.nats_store_bytes,
-        replicas=settings.nats_replicas,
-    )
-    await bus.connect()
-    return bus

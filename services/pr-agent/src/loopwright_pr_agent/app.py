@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from loopwright_common.bus import Bus, ConsumerSpec
 from loopwright_common.clock import Clock, SystemClock
 from loopwright_common.contracts.subjects import CHANGES_REQUESTED, COMMANDS_CHANGES
-from loopwright_common.nats_bus import NatsBus
+from loopwright_common.nats_bus import NatsBus, open_bus
 from loopwright_common.process import service_app
 from loopwright_common.projects import Projects
 from loopwright_repositories.forges.local import LocalForge
@@ -141,7 +141,7 @@ def create_app(settings: PrAgentSettings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
-            bus = await open_bus(settings)
+            bus = await open_bus(settings, SERVICE)
             service = Service(settings, bus, SystemClock())
             stack.push_async_callback(service.stop, timedelta(seconds=settings.drain_seconds))
             app.include_router(api.router(await service.start(), service.sandbox_status))
@@ -156,17 +156,3 @@ def create_app(settings: PrAgentSettings) -> FastAPI:
         return {"bus": "" if await bus.ready() else f"no answer from {settings.nats_url}"}
 
     return service_app(SERVICE, "Loopwright pr-agent", lifespan, readiness)
-
-
-async def open_bus(settings: PrAgentSettings) -> NatsBus:
-    """The bus, connected. Raises BusUnavailable."""
-    bus = NatsBus(
-        settings.nats_url,
-        SERVICE,
-        user=settings.nats_user,
-        password=settings.nats_password.get_secret_value(),
-        store_bytes=settings.nats_store_bytes,
-        replicas=settings.nats_replicas,
-    )
-    await bus.connect()
-    return bus

@@ -9,8 +9,10 @@ lease        one active consumer over all replicas
 dead         dead letters
 stores       buckets and objects
 timers       scheduled messages
+opening      from settings to a connected bus
 """
 
 from loopwright_common.nats_bus.bus import NatsBus
+from loopwright_common.nats_bus.opening import open_bus
 
-__all__ = ["NatsBus"]
+__all__ = ["NatsBus", "open_bus"]
