@@ -22,4 +22,5 @@ def main() -> None:
     os.execvp(sys.argv[2], sys.argv[2:])  # noqa: S606  the supervisor gives the program
 
 
-main()
+if __name__ == "__main__":
+    main()
