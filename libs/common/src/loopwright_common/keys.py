@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import base64
 import re
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from loopwright_common.bus import ConsumerSpec, Timer
-from loopwright_common.contracts.subjects import Subject
+from loopwright_common.contracts.subjects import STREAMS, Subject
+from loopwright_common.errors import Refused
 
 BUCKET = re.compile(r"[A-Za-z0-9_-]{1,64}")
 # What KeyValue promises; the server's own limit for a subject is longer.
@@ -15,6 +16,7 @@ KEY = re.compile(r"[A-Za-z0-9_=-]+(?:\.[A-Za-z0-9_=-]+)*")
 KEY_CHARACTERS_MAX = 512
 PLAIN_TOKEN = re.compile(r"[A-Za-z0-9-]{1,128}")
 TIMER_KEY_BYTES_MAX = 512
+TIMER_AHEAD_MAX = next(stream.max_age for stream in STREAMS if stream.scheduled) - timedelta(days=1)
 
 
 def check_bucket(bucket: str) -> None:
@@ -47,6 +49,12 @@ def timer_subject(service: str, purpose: str, key: str) -> str:
 def schedule_subject(service: str, purpose: str, key: str) -> str:
     """Where a timer waits."""
     return "schedules." + timer_subject(service, purpose, key).removeprefix("timers.")
+
+
+def check_due(timer: Timer, now: datetime) -> None:
+    """Raises Refused for a timer so far ahead that it would age out of its stream before it is due."""
+    if timer.due_at - now > TIMER_AHEAD_MAX:
+        raise Refused(f"the timer {timer.purpose} {timer.key} is due in {timer.due_at - now}; the bus keeps timers for {TIMER_AHEAD_MAX}")
 
 
 def timer_spec(service: str) -> ConsumerSpec:

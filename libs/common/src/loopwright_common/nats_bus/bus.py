@@ -14,7 +14,7 @@ from nats.aio.subscription import Subscription
 from pydantic import SecretStr
 
 from loopwright_common import telemetry
-from loopwright_common.answers import answer_question, read_answer
+from loopwright_common.answers import answer_question, failure, read_answer
 from loopwright_common.bus import (
     Ack,
     BatchHandler,
@@ -23,6 +23,7 @@ from loopwright_common.bus import (
     DeadLetter,
     Handler,
     KeyValue,
+    MessageTooLarge,
     ObjectStore,
     Outgoing,
     Timer,
@@ -34,7 +35,7 @@ from loopwright_common.deliveries import RawMessage, Worker, as_batch_handler
 from loopwright_common.errors import Unavailable
 from loopwright_common.keys import timer_spec
 from loopwright_common.nats_bus import timers
-from loopwright_common.nats_bus.connection import Connection, NobodyListens
+from loopwright_common.nats_bus.connection import ApiError, Connection, NobodyListens
 from loopwright_common.nats_bus.consuming import Consumer
 from loopwright_common.nats_bus.dead import DeadLetters
 from loopwright_common.nats_bus.publishing import Publisher
@@ -43,6 +44,8 @@ from loopwright_common.nats_bus.streams import declare_streams
 
 DECLARE_TRIES_SECONDS = 0.3
 QUESTIONS_AT_ONCE = 64
+QUESTIONS_WAITING_MAX = 1_000  # beyond it the answer is at once that there is none
+PATIENCE_SECONDS = 15.0  # a server that has just restarted refuses for a second or two
 
 
 class NatsBus:
@@ -109,22 +112,33 @@ class NatsBus:
         worker = Worker(spec, handler, bury)
         for stream in dict.fromkeys(subject.stream for subject in spec.subjects):
             consumer = Consumer(self._connection, spec, stream, worker, self.key_value)
-            await consumer.declare()
+            await self._patiently(consumer.declare)
             self._consumers.append((consumer, asyncio.create_task(consumer.run(), name=f"consumer {spec.name}")))
 
     async def key_value(self, bucket: str) -> KeyValue:
         if bucket not in self._buckets:
             opened = NatsKeyValue(self._connection, bucket, self._replicas)
-            await opened.open()
+            await self._patiently(opened.open)
             self._buckets[bucket] = opened
         return self._buckets[bucket]
 
     async def object_store(self, bucket: str) -> ObjectStore:
         if bucket not in self._objects:
             opened = NatsObjectStore(self._connection, bucket, self._replicas)
-            await opened.open()
+            await self._patiently(opened.open)
             self._objects[bucket] = opened
         return self._objects[bucket]
+
+    async def _patiently(self, work: Callable[[], Awaitable[None]]) -> None:
+        """What is done once at the start is tried for a while: the services of a machine start together with their server."""
+        deadline = asyncio.get_running_loop().time() + PATIENCE_SECONDS
+        while True:
+            try:
+                return await work()
+            except BusUnavailable:
+                if asyncio.get_running_loop().time() > deadline:
+                    raise
+                await asyncio.sleep(DECLARE_TRIES_SECONDS)
 
     async def schedule(self, timer: Timer) -> None:
         await timers.schedule(self._connection, self.service, timer)
@@ -135,6 +149,9 @@ class NatsBus:
     async def on_timer(self, service: str, handler: TimerHandler) -> None:
         async def handle(received: Any) -> None:
             await handler(received.payload)
+            # The stream would keep it for its whole age; a crash before this leaves only a message that was acknowledged.
+            with contextlib.suppress(BusUnavailable, ApiError):
+                await self._connection.api(f"STREAM.MSG.DELETE.{received.stream}", {"seq": received.sequence, "no_erase": True})
 
         await self.consume(timer_spec(service), handle)
 
@@ -157,10 +174,22 @@ class NatsBus:
             async with slots:
                 parent = (message.headers or {}).get("traceparent", "")
                 headers, body = await answer_question(question, handler, message.data, parent)
-                with contextlib.suppress(BusUnavailable):
+                await reply(message, headers, body)
+
+        async def reply(message: Msg, headers: dict[str, str], body: bytes) -> None:
+            with contextlib.suppress(BusUnavailable):  # who asked runs into its timeout, and asks again
+                try:
+                    await self._connection.publish(message.reply, body, headers=headers)
+                except MessageTooLarge as error:
+                    headers, body = failure(f"the answer is too large: {error}", retryable=False)
                     await self._connection.publish(message.reply, body, headers=headers)
 
         async def arrived(message: Msg) -> None:
+            if not message.reply:
+                return
+            if len(self._answering) >= QUESTIONS_WAITING_MAX:
+                await reply(message, *failure(f"{self.service} has {QUESTIONS_WAITING_MAX} questions waiting", retryable=True))
+                return
             task = asyncio.create_task(respond(message))
             self._answering.add(task)
             task.add_done_callback(self._answering.discard)

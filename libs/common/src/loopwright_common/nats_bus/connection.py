@@ -142,7 +142,14 @@ class Connection:
             )
         )
         waited: list[asyncio.Future[Any]] = [connecting, failed]
-        await asyncio.wait(waited, timeout=CONNECT_ATTEMPT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        try:
+            await asyncio.wait(waited, timeout=CONNECT_ATTEMPT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            connecting.cancel()
+            await asyncio.gather(connecting, return_exceptions=True)
+            with contextlib.suppress(Exception):
+                await client.close()
+            raise
         if not connecting.done() or connecting.exception() is not None:
             connecting.cancel()
             await asyncio.gather(connecting, return_exceptions=True)
@@ -214,12 +221,15 @@ class Connection:
 
     async def publish(self, subject: str, payload: bytes = b"", reply: str = "", headers: Headers | None = None) -> None:
         """Sends without waiting. Raises BusUnavailable, MessageTooLarge."""
+        client = self.client
+        # With its headers, which the client does not count: the server would close the connection on everybody using it.
+        size = len(payload) + (sum(len(key) + len(value) + 4 for key, value in headers.items()) + 12 if headers else 0)
+        if size > client.max_payload:
+            raise MessageTooLarge(f"the message for {subject} has {size} bytes; the server takes {client.max_payload}")
         try:
-            await self.client.publish(subject, payload, reply=reply, headers=headers)
+            await client.publish(subject, payload, reply=reply, headers=headers)
         except MaxPayloadError as error:
-            raise MessageTooLarge(
-                f"the payload for {subject} has {len(payload)} bytes; the server takes {self.client.max_payload}"
-            ) from error
+            raise MessageTooLarge(f"the payload for {subject} has {len(payload)} bytes; the server takes {client.max_payload}") from error
         except (ConnectionClosedError, ConnectionDrainingError, OutboundBufferLimitError, OSError) as error:
             raise BusUnavailable(f"NATS is not connected: {error}") from error
 

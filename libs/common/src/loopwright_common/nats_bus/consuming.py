@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
 import structlog
 from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
 
 from loopwright_common.bus import BusUnavailable, ConsumerSpec, KeyValue
 from loopwright_common.deliveries import Delivery, RawMessage, Worker
@@ -21,11 +23,13 @@ log = structlog.get_logger()
 
 NANOSECONDS = 1_000_000_000
 FETCH_SECONDS = 20.0
-FETCH_GRACE_SECONDS = 2.0
+GATHER_SECONDS_MIN = 0.001
+# A request ends on the server at its time; only a server that hangs or a lost connection lets it go unanswered longer.
+GRACE_SECONDS = 2.0
 PENDING_MAX = 1_000
 WAIT_AFTER_TROUBLE_SECONDS = 0.5
 LEASES = "leases"
-DONE_STATUSES = ("404", "408", "409")
+DONE_STATUSES = ("400", "404", "408", "409")
 
 
 def nanoseconds(time: timedelta) -> int:
@@ -44,22 +48,29 @@ class NatsDelivery:
         self.message = RawMessage(message.subject, headers, message.data, tokens[2], int(tokens[5]), int(tokens[4]))
         self._reply = message.reply
         self._connection = connection
-        self._generation = connection.generation
+        self._done = False  # a word after the last one could bring the message back, or forward
 
     async def ack(self, confirmed: bool = False) -> None:
-        if confirmed:
-            await self._connection.request(self._reply, b"+ACK")
-        else:
-            await self._connection.publish(self._reply, b"+ACK")
+        await self._finish(b"+ACK", confirmed)
 
     async def give_back(self, delay: timedelta) -> None:
-        await self._connection.publish(self._reply, b"-NAK " + json.dumps({"delay": nanoseconds(delay)}).encode())
+        await self._finish(b"-NAK " + json.dumps({"delay": nanoseconds(delay)}).encode() if delay else b"-NAK", False)
 
     async def terminate(self) -> None:
-        await self._connection.request(self._reply, b"+TERM")
+        await self._finish(b"+TERM", True)
 
     async def in_progress(self) -> None:
-        await self._connection.publish(self._reply, b"+WPI")
+        if not self._done:
+            await self._connection.publish(self._reply, b"+WPI")
+
+    async def _finish(self, word: bytes, confirmed: bool) -> None:
+        if self._done:
+            return
+        self._done = True
+        if confirmed:
+            await self._connection.request(self._reply, word)
+        else:
+            await self._connection.publish(self._reply, word)
 
 
 class Consumer:
@@ -75,6 +86,7 @@ class Consumer:
         self._open_bucket = open_bucket
         self._stopping = asyncio.Event()
         self._free = asyncio.Semaphore(1 if spec.ordered else spec.concurrency)
+        self._lease: Lease | None = None
 
     async def declare(self) -> None:
         """Makes the durable consumer or updates it in place. Raises BusUnavailable."""
@@ -104,11 +116,12 @@ class Consumer:
     async def run(self) -> None:
         while not self._stopping.is_set():
             try:
-                await self._connection.wait_connected()
-                if self._spec.ordered:
-                    lease = Lease(await self._open_bucket(LEASES), f"{self._stream}.{self._spec.name}")
-                    async with lease.held() as lost:
-                        await self._fetch_on(lost)
+                await first_of(self._connection.wait_connected(), self._stopping)
+                if self._stopping.is_set():
+                    return
+                # With batches of one, the server's own limit of one message on its way keeps the order, at no cost.
+                if self._spec.ordered and self._spec.batch_max > 1:
+                    await self._run_alone()
                 else:
                     await self._fetch_on(asyncio.Event())
             except BusUnavailable as error:
@@ -121,6 +134,12 @@ class Consumer:
                 log.error("consumer_failed", consumer=self._spec.name, stream=self._stream, exc_info=error)
                 await self._pause()
 
+    async def _run_alone(self) -> None:
+        if self._lease is None:
+            self._lease = Lease(await self._open_bucket(LEASES), f"{self._stream}.{self._spec.name}")
+        async with self._lease.held(self._stopping) as lost:
+            await self._fetch_on(lost)
+
     async def _pause(self) -> None:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._stopping.wait(), WAIT_AFTER_TROUBLE_SECONDS)
@@ -128,11 +147,14 @@ class Consumer:
     async def _fetch_on(self, lost: asyncio.Event) -> None:
         """Fetches and handles until stopped or the lease is lost. Raises BusUnavailable."""
         handling: set[asyncio.Task[None]] = set()
+        inbox = await Inbox.open(self._connection, self._stream, self._spec)
         try:
             while not self._stopping.is_set() and not lost.is_set():
-                await self._free.acquire()
+                await first_of(self._free.acquire(), self._stopping)
+                if self._stopping.is_set():
+                    break
                 try:
-                    deliveries = await self._fetch(lost)
+                    deliveries = await inbox.fetch(self._stopping, lost)
                 except BaseException:
                     self._free.release()
                     raise
@@ -143,56 +165,114 @@ class Consumer:
                 handling.add(task)
                 task.add_done_callback(handling.discard)
                 if self._spec.ordered:
-                    await asyncio.wait([task])
+                    await first_of(asyncio.wait([task]), lost)
         finally:
+            await inbox.close()
             if handling:
+                if lost.is_set():
+                    # Another may already be at it: what is not done by now is given back, as it would be after a crash.
+                    for task in handling:
+                        task.cancel()
                 await asyncio.wait(handling)
 
-    async def _work(self, deliveries: list[Delivery]) -> None:
+    async def _work(self, deliveries: Sequence[Delivery]) -> None:
         try:
             await self._worker.work(deliveries)
         finally:
             self._free.release()
 
-    async def _fetch(self, lost: asyncio.Event) -> list[Delivery]:
-        """Up to a batch: waits for its first message, then gathers for ``batch_wait``. Empty when there is none for a while."""
-        reply = self._connection.client.new_inbox()
-        queue: asyncio.Queue[Msg] = asyncio.Queue()
+
+class Inbox:
+    """Where a consumer's messages arrive. It stays over many requests, so that none is sent to where nobody listens any more."""
+
+    def __init__(self, connection: Connection, stream: str, spec: ConsumerSpec, subject: str) -> None:
+        self._connection = connection
+        self._spec = spec
+        self._next = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{spec.name}"
+        self._subject = subject
+        self._queue: asyncio.Queue[Msg] = asyncio.Queue()
+        self._subscription: Subscription | None = None
+        self._generation = connection.generation
+
+    @classmethod
+    async def open(cls, connection: Connection, stream: str, spec: ConsumerSpec) -> Inbox:
+        """Raises BusUnavailable."""
+        inbox = cls(connection, stream, spec, connection.client.new_inbox())
 
         async def arrived(message: Msg) -> None:
-            queue.put_nowait(message)
+            inbox._queue.put_nowait(message)
 
-        subscription = await self._connection.subscribe(reply, cb=arrived)
+        inbox._subscription = await connection.subscribe(inbox._subject, cb=arrived)
+        return inbox
+
+    async def close(self) -> None:
+        """Gives back what was delivered meanwhile: nobody else would get it before its time is up."""
+        if self._subscription is None:
+            return
+        with contextlib.suppress(Exception):
+            await self._subscription.unsubscribe()
+            await self._connection.client.flush(timeout=2)  # what the server had sent before it knew is here after this
+        while not self._queue.empty():
+            message = self._queue.get_nowait()
+            if message.reply.startswith("$JS.ACK."):
+                with contextlib.suppress(BusUnavailable):
+                    await NatsDelivery(message, self._connection).give_back(timedelta(0))
+
+    async def fetch(self, *signals: asyncio.Event) -> list[Delivery]:
+        """A batch: its first message, waited for, and what comes within ``batch_wait``. Empty when there was none for a while.
+
+        Raises BusUnavailable when the connection is lost, or was since the last time.
+        """
         found: list[Delivery] = []
-        try:
-            with self._connection.losing() as disconnected:
-                request = {"batch": self._spec.batch_max, "expires": int(FETCH_SECONDS * NANOSECONDS)}
-                subject = f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{self._spec.name}"
-                await self._connection.publish(subject, json.dumps(request).encode(), reply)
-                await self._gather(queue, found, disconnected, lost)
-        finally:
-            with contextlib.suppress(Exception):
-                await subscription.unsubscribe()
-        # The rest of the request lapses with its subscription: the server sees that nobody listens and keeps the messages.
+        with self._connection.losing() as lost:
+            if self._generation != self._connection.generation:
+                raise BusUnavailable("the connection was lost; what was asked for is forgotten")
+            if not await self._request(found, 1, FETCH_SECONDS, lost, *signals):
+                return found
+            if self._spec.batch_max > len(found):
+                seconds = max(GATHER_SECONDS_MIN, self._spec.batch_wait.total_seconds())
+                await self._request(found, self._spec.batch_max - len(found), seconds, lost)
+            if lost.is_set() and not found:
+                raise BusUnavailable("the connection was lost")
         return found
 
-    async def _gather(self, queue: asyncio.Queue[Msg], found: list[Delivery], disconnected: asyncio.Event, lost: asyncio.Event) -> None:
-        seconds = FETCH_SECONDS + FETCH_GRACE_SECONDS
-        while len(found) < self._spec.batch_max:
-            message = await _next(queue, seconds, disconnected, lost, self._stopping)
+    async def _request(self, found: list[Delivery], count: int, seconds: float, lost: asyncio.Event, *signals: asyncio.Event) -> bool:
+        """Asks for up to ``count`` more and takes what comes until the server says that the request is over; whether any came."""
+        request = {"batch": count, "expires": int(seconds * NANOSECONDS)}
+        await self._connection.publish(self._next, json.dumps(request).encode(), self._subject)
+        wanted = len(found) + count
+        deadline = time.monotonic() + seconds + GRACE_SECONDS
+        while len(found) < wanted:
+            message = await _next(self._queue, deadline - time.monotonic(), lost, *signals)
             if message is None:
-                return
-            status = (message.headers or {}).get("Status") if not message.data else None
-            if status == "503":
-                raise BusUnavailable("JetStream does not answer yet")
-            if status == "409" and "Consumer Deleted" in str((message.headers or {}).get("Description", "")):
-                raise BusUnavailable("the consumer is gone")
-            if status in DONE_STATUSES:
-                return
-            if status is not None or not message.reply:
-                continue
-            found.append(NatsDelivery(message, self._connection))
-            seconds = self._spec.batch_wait.total_seconds()
+                break
+            if message.reply.startswith("$JS.ACK."):
+                found.append(NatsDelivery(message, self._connection))
+            elif self._is_over(message):
+                break
+        return bool(found)
+
+    def _is_over(self, message: Msg) -> bool:
+        headers = message.headers or {}
+        status, said = headers.get("Status"), str(headers.get("Description", ""))
+        if status == "503":
+            raise BusUnavailable("JetStream does not answer yet")
+        if status == "409" and any(word in said for word in ("Consumer Deleted", "Shutdown", "Leadership")):
+            raise BusUnavailable(f"the consumer is gone: {said}")
+        return status in DONE_STATUSES
+
+
+async def first_of(work: Awaitable[Any], signal: asyncio.Event) -> None:
+    """Returns when the work is done or the signal is set; unfinished work is cancelled, and its error raised when it has one."""
+    working, watching = asyncio.ensure_future(work), asyncio.ensure_future(signal.wait())
+    try:
+        await asyncio.wait([working, watching], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        watching.cancel()
+        if not working.done():
+            working.cancel()
+    if working.done() and not working.cancelled():
+        working.result()
 
 
 async def _next(queue: asyncio.Queue[Msg], seconds: float, *signals: asyncio.Event) -> Msg | None:

@@ -16,7 +16,7 @@ from loopwright_common.nats_bus.publishing import Prepared, Publisher
 
 STREAM = "DEAD"
 ABOUT = "Loopwright-Dead"  # JSON: where it came from and why it is here; the original's headers are beside it
-SCAN_MAX = 2_000
+HEADERS_BYTES = 512  # names of the headers, the id, line ends
 
 
 class DeadLetters:
@@ -37,24 +37,29 @@ class DeadLetters:
             "headers": message.headers,
         }
         identifier = derived_id("dead", message.stream, consumer, str(message.sequence), message.headers.get("Nats-Msg-Id", ""))
+        room = self._connection.client.max_payload - len(json.dumps(about, ensure_ascii=True)) - HEADERS_BYTES
+        payload = message.payload
+        if len(payload) > room:
+            # Not ours, which leave room for this: a dead letter cut short is better than one that can never be written.
+            payload = payload[: max(0, room)]
+            about["reason"] = f"{reason} (payload cut from {len(message.payload)} to {len(payload)} bytes)"
         headers = {"Nats-Msg-Id": identifier, ABOUT: json.dumps(about, ensure_ascii=True)}
-        await self._publisher.store(Prepared(STREAM, f"dead.{message.stream}.{consumer}", headers, message.payload))
+        await self._publisher.store(Prepared(STREAM, f"dead.{message.stream}.{consumer}", headers, payload))
 
     async def list(self, limit: int, before: int | None) -> list[DeadLetter]:
         """The newest first. Sequences that were replayed or discarded leave gaps, which are stepped over."""
         try:
-            state = (await self._connection.api(f"STREAM.INFO.{STREAM}"))["state"]
+            state = (await self._connection.api(f"STREAM.INFO.{STREAM}", {"deleted_details": True}))["state"]
         except ApiError as error:
             raise BusUnavailable(f"the dead letters do not answer: {error}") from error
-        sequence = min(int(state["last_seq"]), (before - 1) if before is not None else int(state["last_seq"]))
+        gone = set(state.get("deleted") or ())
+        last = int(state["last_seq"]) if before is None else min(int(state["last_seq"]), before - 1)
         found: list[DeadLetter] = []
-        for _ in range(SCAN_MAX):
-            if sequence < int(state["first_seq"]) or len(found) >= limit or int(state["messages"]) == 0:
+        for sequence in range(last, int(state["first_seq"]) - 1, -1):
+            if len(found) >= limit or int(state["messages"]) == 0:
                 break
-            letter = await self._get(sequence)
-            if letter is not None:
+            if sequence not in gone and (letter := await self._get(sequence)) is not None:
                 found.append(letter)
-            sequence -= 1
         return found
 
     async def replay(self, sequence: int) -> Ack:

@@ -33,10 +33,13 @@ class Lease:
         self._revision = 0
 
     @asynccontextmanager
-    async def held(self) -> AsyncIterator[asyncio.Event]:
-        """Waits until the lease is ours, then keeps it. Raises BusUnavailable."""
-        await self._acquire()
+    async def held(self, stopping: asyncio.Event) -> AsyncIterator[asyncio.Event]:
+        """Waits until the lease is ours, then keeps it. Raises BusUnavailable. When ``stopping`` is set first, ``lost`` is set at once."""
         lost = asyncio.Event()
+        if not await self._acquire(stopping):
+            lost.set()
+            yield lost
+            return
         renewing = asyncio.create_task(self._renew(lost))
         try:
             yield lost
@@ -47,22 +50,24 @@ class Lease:
                 with contextlib.suppress(BusUnavailable, Conflict):
                     await self._bucket.update(self._name, b"", self._revision)  # free at once for the next one
 
-    async def _acquire(self) -> None:
+    async def _acquire(self, stopping: asyncio.Event) -> bool:
         seen, since = -1, time.monotonic()
-        while True:
+        while not stopping.is_set():
             entry = await self._bucket.get(self._name)
             try:
                 if entry is None:
                     self._revision = await self._bucket.create(self._name, self._owner)
-                    return
+                    return True
                 if entry.revision != seen:
                     seen, since = entry.revision, time.monotonic()
-                if not entry.value or time.monotonic() - since >= LEASE_SECONDS:
+                if entry.value in (b"", self._owner) or time.monotonic() - since >= LEASE_SECONDS:
                     self._revision = await self._bucket.update(self._name, self._owner, entry.revision)
-                    return
+                    return True
             except Conflict:
                 continue  # another was faster
-            await asyncio.sleep(LOOK_SECONDS)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stopping.wait(), LOOK_SECONDS)
+        return False
 
     async def _renew(self, lost: asyncio.Event) -> None:
         held_until = time.monotonic() + LEASE_SECONDS

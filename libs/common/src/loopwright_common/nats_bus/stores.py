@@ -24,20 +24,26 @@ CHUNK_BYTES = 256 * 1024
 OBJECT_BYTES_MAX = 64 * 1024**2
 IDLE_SECONDS = 5.0  # the server's heartbeat to a watcher
 LOST_SECONDS = 3 * IDLE_SECONDS
+DELETED_FOR = "24h"  # longer than a watcher is ever without its server
+RESUME_SECONDS = 0.3
 
 
 async def open_stream(connection: Connection, config: dict[str, Any]) -> None:
-    """Makes the stream when it is not there. Raises BusUnavailable."""
+    """Makes the stream when it is not there, and gives it what it lacks. Raises BusUnavailable."""
+    name = config["name"]
     try:
         try:
-            await connection.api(f"STREAM.INFO.{config['name']}")
+            present = (await connection.api(f"STREAM.INFO.{name}"))["config"]
         except ApiError as error:
             if error.err_code != STREAM_NOT_FOUND:
                 raise
-            await connection.api(f"STREAM.CREATE.{config['name']}", config)
+            await connection.api(f"STREAM.CREATE.{name}", config)
+            return
+        if config.get("allow_msg_ttl") and not present.get("allow_msg_ttl"):
+            await connection.api(f"STREAM.UPDATE.{name}", {**present, "allow_msg_ttl": True})
     except ApiError as error:
         if error.err_code != STREAM_NAME_IN_USE:
-            raise BusUnavailable(f"JetStream refused {config['name']}: {error}") from error
+            raise BusUnavailable(f"JetStream refused {name}: {error}") from error
 
 
 async def store(connection: Connection, subject: str, payload: bytes, headers: Headers | None = None) -> int:
@@ -72,6 +78,7 @@ class NatsKeyValue:
                 "storage": "file",
                 "discard": "new",
                 "allow_rollup_hdrs": True,
+                "allow_msg_ttl": True,
                 "deny_delete": True,
                 "allow_direct": True,
                 "num_replicas": self._replicas,
@@ -117,14 +124,16 @@ class NatsKeyValue:
 
     async def delete(self, key: str) -> None:
         check_key(key)
-        await store(self._connection, self._prefix + key, b"", {"KV-Operation": "DEL"})
+        # The mark tells watchers, and goes by itself: keys that come and go must not fill the bucket with marks.
+        headers = {"KV-Operation": "PURGE", "Nats-Rollup": "sub", "Nats-TTL": DELETED_FOR}
+        await store(self._connection, self._prefix + key, b"", headers)
 
     async def _write(self, key: str, value: bytes, revision: int) -> int:
         return await store(self._connection, self._prefix + key, value, {"Nats-Expected-Last-Subject-Sequence": str(revision)})
 
     async def keys(self, prefix: str = "") -> list[str]:
         found: dict[str, bool] = {}
-        async with contextlib.aclosing(self._changes(prefix)) as changes:
+        async with contextlib.aclosing(self._changes(prefix, headers_only=True)) as changes:
             async for change in changes:
                 if change is None:
                     break
@@ -132,20 +141,34 @@ class NatsKeyValue:
         return sorted(key for key, deleted in found.items() if not deleted)
 
     async def watch(self, prefix: str = "") -> AsyncIterator[Entry | None]:
-        started = False
-        async with contextlib.aclosing(self._changes(prefix)) as changes:
-            async for change in changes:
-                if change is None:
-                    started = True
-                    yield None
-                elif change[1]:
-                    if started:
-                        yield Entry(change[0].key, b"", change[0].revision)
-                else:
-                    yield change[0]
+        """Goes on by itself after a lost connection, from where it was: also deletions of that time are told."""
+        started, revision = False, 0
+        while True:
+            try:
+                async with contextlib.aclosing(self._changes(prefix, after=revision)) as changes:
+                    async for change in changes:
+                        if change is None:
+                            if not started:
+                                started = True
+                                yield None
+                            continue
+                        entry, deleted = change
+                        revision = max(revision, entry.revision)
+                        if not deleted:
+                            yield entry
+                        elif started:
+                            yield Entry(entry.key, b"", entry.revision)
+            except BusUnavailable:
+                if not started:
+                    raise
+                await asyncio.sleep(RESUME_SECONDS)
+                await self._connection.wait_connected()
 
-    async def _changes(self, prefix: str) -> AsyncGenerator[tuple[Entry, bool] | None, None]:
-        """(entry, deleted) for each key, None once when all that was there was told, then every change. Raises BusUnavailable when lost."""
+    async def _changes(self, prefix: str, *, after: int = 0, headers_only: bool = False) -> AsyncGenerator[tuple[Entry, bool] | None, None]:
+        """(entry, deleted) for each key, None once when all that was there was told, then every change. Raises BusUnavailable when lost.
+
+        ``after``: only what was written after that revision.
+        """
         queue: asyncio.Queue[Msg] = asyncio.Queue()
 
         async def arrived(message: Msg) -> None:
@@ -167,7 +190,10 @@ class NatsKeyValue:
             "inactive_threshold": int(LOST_SECONDS * 4 * 1_000_000_000),
             "idle_heartbeat": int(IDLE_SECONDS * 1_000_000_000),
             "flow_control": True,
+            "headers_only": headers_only,
         }
+        if after:
+            config |= {"deliver_policy": "by_start_sequence", "opt_start_seq": after + 1}
         try:
             with self._connection.losing() as lost:
                 try:

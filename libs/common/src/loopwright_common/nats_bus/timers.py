@@ -8,7 +8,7 @@ from loopwright_common import telemetry
 from loopwright_common.bus import BusUnavailable, Timer
 from loopwright_common.contracts.envelope import Envelope
 from loopwright_common.identifiers import new_id
-from loopwright_common.keys import schedule_subject, timer_spec, timer_subject
+from loopwright_common.keys import check_due, schedule_subject, timer_spec, timer_subject
 from loopwright_common.nats_bus.connection import ApiError, Connection
 from loopwright_common.nats_bus.stores import store
 
@@ -17,6 +17,7 @@ STREAM = "TIMERS"
 
 async def schedule(connection: Connection, service: str, timer: Timer) -> None:
     """Replaces an earlier timer of the same name: a subject holds one schedule."""
+    check_due(timer, datetime.now(UTC))
     subject = timer_spec(timer.service).subjects[0]
     envelope = Envelope(
         id=new_id(),

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from itertools import islice
 from typing import Any
 
 from loopwright_common import telemetry
@@ -39,7 +41,7 @@ from loopwright_common.contracts.subjects import STREAMS, Question, Subject
 from loopwright_common.deliveries import REPLAY_FOR, RawMessage, Worker, as_batch_handler
 from loopwright_common.errors import NotFound, Unavailable
 from loopwright_common.identifiers import derived_id, new_id
-from loopwright_common.keys import check_bucket, check_key, timer_spec, timer_subject
+from loopwright_common.keys import check_bucket, check_due, check_key, timer_spec, timer_subject
 from loopwright_common.testing.clock import FakeClock
 
 PAYLOAD_BYTES_MAX = 1024 * 1024  # nats-server's default max_payload
@@ -70,7 +72,7 @@ class _Consumer:
     def __init__(self, spec: ConsumerSpec, stream: str) -> None:
         self.spec = spec
         self.stream = stream
-        self.cursor = 0  # index into the stream of the next message never delivered
+        self.cursor = 0  # sequence of the last message that was delivered or passed over
         self.pending: dict[int, _Pending] = {}
         self.outstanding_max = spec.batch_max if spec.ordered else 1_000
         self.turn = asyncio.Lock()  # ordered: one batch at a time over all replicas
@@ -142,7 +144,8 @@ class Broker:
         """Up to ``count`` due messages: those given back first, then new ones."""
         self.fire_timers()
         now = self.clock.now()
-        stored = {message.sequence: message for message in self.streams[consumer.stream]}
+        stream = self.streams[consumer.stream]
+        stored = {sequence: message for sequence in consumer.pending if (message := _find(stream, sequence)) is not None}
         taken: list[_MemoryDelivery] = []
         for sequence, pending in sorted(consumer.pending.items()):
             if sequence not in stored:
@@ -151,11 +154,9 @@ class Broker:
                 consumer.pending[sequence] = _Pending(pending.attempt + 1, now, held=True)
                 taken.append(self._deliver(consumer, stored[sequence], pending.attempt + 1))
         wildcards = [subject.wildcard for subject in consumer.spec.subjects]
-        for message in self.streams[consumer.stream]:
+        for message in islice(stream, _after(stream, consumer.cursor), None):
             if len(taken) >= count or len(consumer.pending) >= consumer.outstanding_max:
                 break
-            if message.sequence <= consumer.cursor:
-                continue
             consumer.cursor = message.sequence
             if any(matches(wildcard, message.subject) for wildcard in wildcards):
                 consumer.pending[message.sequence] = _Pending(1, now, held=True)
@@ -191,12 +192,23 @@ class Broker:
             if any(pending.held or pending.due <= now for pending in consumer.pending.values()):
                 return False
             wildcards = [subject.wildcard for subject in consumer.spec.subjects]
-            for message in self.streams[consumer.stream]:
-                if message.sequence > consumer.cursor and any(matches(wildcard, message.subject) for wildcard in wildcards):
+            stream = self.streams[consumer.stream]
+            for message in islice(stream, _after(stream, consumer.cursor), None):
+                if any(matches(wildcard, message.subject) for wildcard in wildcards):
                     if len(consumer.pending) < consumer.outstanding_max:
                         return False
                     break
         return True
+
+
+def _after(stream: list[Stored], sequence: int) -> int:
+    """The index of the first message after a sequence."""
+    return bisect_right(stream, sequence, key=lambda message: message.sequence)
+
+
+def _find(stream: list[Stored], sequence: int) -> Stored | None:
+    index = _after(stream, sequence) - 1
+    return stream[index] if index >= 0 and stream[index].sequence == sequence else None
 
 
 def matches(wildcard: str, subject: str) -> bool:
@@ -365,6 +377,7 @@ class MemoryBus:
     async def schedule(self, timer: Timer) -> None:
         if not self.broker.available:
             raise BusUnavailable("the memory bus was made unavailable by the test")
+        check_due(timer, self.broker.clock.now())
         subject = timer_spec(timer.service).subjects[0]
         envelope = Envelope(
             id=new_id(),
