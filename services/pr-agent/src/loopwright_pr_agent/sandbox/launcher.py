@@ -130,4 +130,5 @@ def main() -> None:
         sys.exit(126)
 
 
-main()
+if __name__ == "__main__":
+    main()
