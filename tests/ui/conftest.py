@@ -81,6 +81,9 @@ class Gateway:
         """Returns when every fact published so far has been handled."""
         self.do(self.bus.idle(20))
 
+    def now(self) -> datetime:
+        return datetime.now(UTC)
+
     def report(self, report_id: str) -> dict[str, Any]:
         found: dict[str, Any] = self.api.get(f"/v1/reports/{report_id}").raise_for_status().json()
         return found
@@ -166,7 +169,8 @@ EVIDENCE = [
      "before: 0 of 21,604 requests (0.00%)\nafter: 148 of 3,912 requests (3.78%)"),
     ("deploys", "Which deploys of checkout came before the onset?", "24 h before the onset",
      "7f4a7c15 to production, 4 minutes before the first signal\n2b1e90d4 to production, 22 hours before"),
-    ("git.blame", "Who last changed checkout/totals.py:44, where it is raised?", "", "44 | 7f4a7c15 | M. Okafor | minor = MINOR_UNITS[currency.code]"),
+    ("git.blame", "Who last changed checkout/totals.py:44, where it is raised?", "",
+     "44 | 7f4a7c15 | M. Okafor | minor = MINOR_UNITS[currency.code]"),
     ("git.log", "What is in the release, and was not in the one before?", "2b1e90d4..7f4a7c15",
      "7f4a7c15 Round totals in one place\n9c3de011 Show delivery dates on the receipt\n51aa20f7 Bump the payment client to 4.2"),
     ("git.log", "Was it already fixed on main?", "7f4a7c15..main", "no commit touches checkout/totals.py"),
@@ -199,13 +203,15 @@ HOSTILE = "<img src=x onerror=alert(1)><script>alert(2)</script> \u202egnp.exe \
 CASES = [
     Case("yen", "Checkout fails for carts in yen: KeyError 'JPY' in total()", priority="P0", signals=148, people=97, hours=5.2,
          until="in_review", kinds=("ticket", "ticket", "health_check"),
-         summary="Since release 7f4a7c15 every checkout in a currency without minor units fails. 3.8% of all checkouts are hit, 97 people so far."),
+         summary="Since release 7f4a7c15 every checkout in a currency without minor units fails. "
+         "3.8% of all checkouts are hit, 97 people so far."),
     Case("receipts", "Receipts are sent twice when the mail queue is slow", "mail", "P1", 41, 33, 20.0, "held"),
     Case("search", "Search returns nothing for queries with an apostrophe", "search", "P2", 26, 21, 16.0, "not_held"),
     Case("login", "Login takes longer than 8 seconds behind the new session store", "accounts", "P1", 35, 30, 12.0, "worse"),
     Case("images", "Product images missing on the first page load", "catalogue", "P3", 9, 6, 22.0, "inconclusive"),
     Case("vat", "Prices without tax are shown to visitors from Norway", "catalogue", "P1", 22, 18, 3.0, "needs_input", "needs_input",
-         "two commits fit the onset equally well, and the tax table has no owner", "Which rate is right for Norway since 1 November: 25% or 15%?"),
+         "two commits fit the onset equally well, and the tax table has no owner",
+         "Which rate is right for Norway since 1 November: 25% or 15%?"),
     Case("cookie", "Consent banner comes back on every page in Safari", "web", "P4", 14, 14, 9.0, "actionable"),
     Case("webhook", "Payment webhooks answered with 500 for refunds", "payments", "P1", 31, 0, 2.0, "changing"),
     Case("stock", "Stock goes below zero when two carts pay at once", "stock", "P2", 18, 12, 14.0, "measuring"),
@@ -215,7 +221,8 @@ CASES = [
     Case("fresh", "Export of invoices stops at page 40", "accounts", "P3", 3, 2, 0.4, "investigating"),
     Case("ready", "Delivery slots overlap on the day clocks change", "delivery", "P3", 2, 2, 0.2, "ready"),
     Case("old", "Notices imported from the previous tracker", "web", "P4", 5, 0, 6.0, "gathering", more={"backfill": True}),
-    Case("hostile", HOSTILE, "web", "P3", 4, 2, 4.0, "in_review", summary=HOSTILE, suspect=(HOSTILE[:200], "<b>Mallory</b>"), more={"body": HOSTILE}),
+    Case("hostile", HOSTILE, "web", "P3", 4, 2, 4.0, "in_review", summary=HOSTILE, suspect=(HOSTILE[:200], "<b>Mallory</b>"),
+         more={"body": HOSTILE}),
     Case("dull", "Deprecation warning from the date library", "web", "P4", 8, 0, 11.0, "dismissed"),
     Case("quiet", "Slow query in the nightly stock count", "stock", "P4", 6, 0, 7.0, "snoozed"),
 ]  # fmt: skip
@@ -234,7 +241,8 @@ def investigation(case: Case, index: int) -> Investigation:
     others = [("Show delivery dates on the receipt", "Jonas Weber", 0.21), ("Bump the payment client to 4.2", "Ines Duarte", 0.12)]
     suspects = [
         {"commit": commit, "title": case.suspect[0], "author": case.suspect[1], "committed_at": ago(hours=case.hours + 1), "score": 0.93,
-         "reasons": ["last changed the line that raises (checkout/totals.py:44)", "is in the first release with the failure, and in none before",
+         "reasons": ["last changed the line that raises (checkout/totals.py:44)",
+         "is in the first release with the failure, and in none before",
                      "its deploy came 4 minutes before the first signal"], "files": ["checkout/totals.py"], "cites": ["e3", "e4", "e5"]},
         *({"commit": sha(300 + index * 9 + place), "title": title, "author": author, "committed_at": ago(hours=case.hours + 3),
            "score": score, "reasons": ["in the same release", "touches none of the files in the stack"], "cites": ["e5"]}
@@ -257,18 +265,22 @@ def investigation(case: Case, index: int) -> Investigation:
         ],
         "claims_dropped": 1,
         "hypotheses": [
-            {"statement": "The payment provider refuses yen", "kept": False, "reason": "the exception is raised before it is asked", "cites": ["e4"]},
+            {"statement": "The payment provider refuses yen", "kept": False, "reason": "the exception is raised before it is asked",
+             "cites": ["e4"]},
         ],
         "suspects": [] if case.verdict in ("not_actionable",) else suspects,
         "suspect_lines": [{"file": "checkout/totals.py", "start": 43, "end": 45, "commit": commit,
-                           "text": "    # One path for all currencies: amounts are rounded to the minor unit.\n    minor = MINOR_UNITS[currency.code]\n"
+                           "text": "    # One path for all currencies: amounts are rounded to the minor unit.\n"
+                                   "    minor = MINOR_UNITS[currency.code]\n"
                                    "    return taxed.quantize(10**-minor)"}],
         "reviewers": [{"name": "Mara Okafor", "reason": "wrote the lines"}, {"name": "@payments", "reason": "CODEOWNERS of checkout/"}],
         "repository": "shop", "base_commit": sha(8), "priority": case.priority,
         "priority_factors": [{"name": "share_of_requests", "value": "3.78% of checkouts", "points": 3.0},
-                             {"name": "people", "value": f"{case.people}", "points": 1.5}, {"name": "trend", "value": "steady", "points": 0.0}],
+                             {"name": "people", "value": f"{case.people}", "points": 1.5}, {"name": "trend", "value": "steady",
+                              "points": 0.0}],
         "verdict": case.verdict, "reason": case.reason, "confidence": 0.93, "question": case.question, "metric": metric,
-        "cost": {"wall_seconds": 6.4, "cpu_seconds": 3.1}, "started_at": ago(hours=case.hours - 0.1), "completed_at": ago(hours=case.hours - 0.2),
+        "cost": {"wall_seconds": 6.4, "cpu_seconds": 3.1}, "started_at": ago(hours=case.hours - 0.1),
+        "completed_at": ago(hours=case.hours - 0.2),
     })  # fmt: skip
 
 
@@ -283,7 +295,8 @@ def change(case: Case, change_id: str, index: int) -> Change:
         "runs": [
             {**run, "step": "baseline.reproduce", "command": "python -m pytest tests/reproduce_jpy.py", "exit_code": 1,
              "output_tail": "E   KeyError: 'JPY'\n1 failed in 0.31s"},
-            {**run, "step": "changed.reproduce", "command": "python -m pytest tests/reproduce_jpy.py", "exit_code": 0, "output_tail": "1 passed in 0.29s"},
+            {**run, "step": "changed.reproduce", "command": "python -m pytest tests/reproduce_jpy.py", "exit_code": 0,
+             "output_tail": "1 passed in 0.29s"},
             {**run, "step": "changed.test", "command": "python -m pytest", "exit_code": 0, "output_tail": "214 passed in 2.87s"},
         ],
         "checks": [
@@ -292,7 +305,8 @@ def change(case: Case, change_id: str, index: int) -> Change:
             {"name": "lint", "status": "completed", "conclusion": "failure" if case.id == "search" else "success", "summary": "ruff"},
             {"name": "preview", "status": "in_progress", "summary": "building"},
         ],
-        "pull_request": {"number": 418 + index, "url": f"http://127.0.0.1:8410/shop/pulls/{418 + index}", "branch": f"loopwright/{case.id}-totals",
+        "pull_request": {"number": 418 + index, "url": f"http://127.0.0.1:8410/shop/pulls/{418 + index}",
+        "branch": f"loopwright/{case.id}-totals",
                          "base": "main", "head_commit": sha(200 + index)},
         "cost": {"wall_seconds": 21.0, "cpu_seconds": 12.5}, "at": ago(hours=case.hours - 0.4),
     })  # fmt: skip
@@ -314,7 +328,8 @@ def measured(case: Case, change_id: str, found: Investigation) -> Measurement:
         "before": {**window, "start": ago(hours=6), "end": ago(hours=3), "events": before, "exposure": exposed, "rate": before / exposed,
                    "rate_low": before / exposed * 0.7, "rate_high": before / exposed * 1.35},
         "after": {**window, "start": ago(hours=1.4), "end": ago(minutes=14), "events": after, "exposure": exposed_after,
-                  "rate": after / exposed_after, "rate_low": after / exposed_after * 0.6, "rate_high": max(3.7, after * 1.6) / exposed_after},
+                  "rate": after / exposed_after, "rate_low": after / exposed_after * 0.6, "rate_high": max(3.7,
+                  after * 1.6) / exposed_after},
     })  # fmt: skip
 
 
@@ -323,7 +338,8 @@ def seed(gateway: Gateway) -> None:
     config = {
         "name": "shop", "title": "Shop", "repositories": [{"name": "shop"}], "promotion": {"group_wait": 0},
         "services": [{"name": name, "repository": "shop"} for name in sorted({case.service for case in CASES})],
-        "policy": {"changes_per_hour_max": 1000, "changes_per_day_max": 1000, "open_changes_max": 1000, "start_priorities": ["P0", "P1", "P2", "P3"]},
+        "policy": {"changes_per_hour_max": 1000, "changes_per_day_max": 1000, "open_changes_max": 1000, "start_priorities": ["P0", "P1",
+        "P2", "P3"]},
     }  # fmt: skip
     gateway.api.put("/v1/projects/shop", json=config).raise_for_status()
     for case in CASES:
@@ -360,7 +376,8 @@ def _signals(gateway: Gateway, case: Case) -> None:
         title = {"ticket": "I cannot pay in yen, the page just says error", "health_check": "GET /checkout/health answered 500"}[kind]
         neighbours = [{"signal_id": f"{case.id}-0", "report_id": case.id, "title": case.title, "kind": "exception", "similarity": 0.87}]
         gateway.signal(
-            case.id, f"{kind}-{number}", ago(hours=case.hours - 1 - number), title=title, kind=kind, service=case.service, rule="similarity",
+            case.id, f"{kind}-{number}", ago(hours=case.hours - 1 - number), title=title, kind=kind, service=case.service,
+            rule="similarity",
             source="http" if kind == "ticket" else "health", neighbours=neighbours,
             reason="close to “Checkout fails for carts in yen” (0.87 is over 0.81), same service, within the hour",
         )  # fmt: skip
@@ -375,12 +392,14 @@ def _changes(gateway: Gateway, found: dict[str, Investigation]) -> None:
     for case in CASES:
         if case.until in AFTER_CHANGE[1:]:
             fact = {"change_id": ids[case.id], "project": "shop", "report_id": case.id, "repository": "shop", "service": case.service,
-                    "merge_commit": sha(55), "merged_by": "person:dana", "merged_at": ago(hours=2), "investigation": found[case.id]}  # fmt: skip
+                    "merge_commit": sha(55), "merged_by": "person:dana", "merged_at": ago(hours=2),
+                    "investigation": found[case.id]}  # fmt: skip
             gateway.publish(s.CHANGES_MERGED, ChangeMerged.model_validate(fact), f"merged:{case.id}")
     gateway.settled()
     for case in CASES:
         if case.until in ("measuring", *VERDICTS):
-            fact = {"id": f"m-{case.id}", "project": "shop", "report_id": case.id, "change_id": ids[case.id], "deploy_id": "d1", "release": sha(55),
+            fact = {"id": f"m-{case.id}", "project": "shop", "report_id": case.id, "change_id": ids[case.id], "deploy_id": "d1",
+            "release": sha(55),
                     "commit": sha(55), "deployed_at": ago(hours=1.5), "settles_at": ago(hours=1.4), "ends_at": NOW + timedelta(hours=1),
                     "at": ago(hours=1.5)}  # fmt: skip
             gateway.publish(s.MEASUREMENTS_STARTED, MeasurementStarted.model_validate(fact), f"measuring:{case.id}")

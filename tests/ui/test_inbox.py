@@ -390,19 +390,3 @@ CONTRASTS = """() => {
   const ratio = (one, other) => (Math.max(one, other) + 0.05) / (Math.min(one, other) + 0.05);
   return Object.fromEntries(pairs.map(([one, other]) => [`${one} on ${other}`, ratio(light(one), light(other))]));
 }"""
-
-
-async def test_many_reports_are_scrolled_with_few_rows_drawn(page: Page, inbox: Inbox) -> None:
-    for number in range(400):
-        await inbox.report(number, f"Error number {number:04d}")
-    await inbox.settle()
-    await enter(page, inbox)
-    await page.wait_for_selector(".row")
-    assert "400 reports" in await page.inner_text(".list-foot")
-
-    for _ in range(12):
-        await page.evaluate("const l = document.querySelector('.list-scroll'); l.scrollTop = l.scrollHeight")
-        await page.wait_for_timeout(150)
-
-    assert await page.locator(".row").count() < 60
-    assert await page.evaluate("document.querySelector('.rows').clientHeight") == 400 * 64
