@@ -168,12 +168,14 @@ class Consumer:
                     await first_of(asyncio.wait([task]), lost)
         finally:
             await inbox.close()
-            if handling:
-                if lost.is_set():
-                    # Another may already be at it: what is not done by now is given back, as it would be after a crash.
-                    for task in handling:
-                        task.cancel()
-                await asyncio.wait(handling)
+            if lost.is_set():
+                await cancel(handling)  # another may already be at it: what is not done by now is given back
+            try:
+                if handling:
+                    await asyncio.wait(handling)
+            except asyncio.CancelledError:
+                await cancel(handling)  # draining took too long
+                raise
 
     async def _work(self, deliveries: Sequence[Delivery]) -> None:
         try:
@@ -260,6 +262,14 @@ class Inbox:
         if status == "409" and any(word in said for word in ("Consumer Deleted", "Shutdown", "Leadership")):
             raise BusUnavailable(f"the consumer is gone: {said}")
         return status in DONE_STATUSES
+
+
+async def cancel(tasks: set[asyncio.Task[None]]) -> None:
+    """Ends the tasks and waits until they have given back what they held."""
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(set(tasks))
 
 
 async def first_of(work: Awaitable[Any], signal: asyncio.Event) -> None:

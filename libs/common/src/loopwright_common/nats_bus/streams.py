@@ -84,8 +84,21 @@ async def _declare(connection: Connection, stream: Stream, wanted: dict[str, Any
                 raise
             present = (await connection.api(f"STREAM.INFO.{stream.name}"))["config"]
     # Never fewer subjects than there are: while versions are being rolled, an older service must not cut off a newer one.
-    wanted["subjects"] = sorted({*wanted["subjects"], *present.get("subjects", [])})
+    others = [subject for subject in present.get("subjects", []) if not any(overlap(subject, ours) for ours in wanted["subjects"])]
+    wanted["subjects"] = sorted({*wanted["subjects"], *others})
     present["subjects"] = sorted(present.get("subjects", []))
     if any(present.get(key, False) != value for key, value in wanted.items()):
         await connection.api(f"STREAM.UPDATE.{stream.name}", {**present, **wanted})
         log.info("stream_updated", stream=stream.name)
+
+
+def overlap(one: str, other: str) -> bool:
+    """Whether a subject could match both patterns; the server takes no two such patterns."""
+    first, second = one.split("."), other.split(".")
+    for index in range(max(len(first), len(second))):
+        tokens = [pattern[index] if index < len(pattern) else None for pattern in (first, second)]
+        if ">" in tokens:
+            return None not in tokens
+        if None in tokens or ("*" not in tokens and tokens[0] != tokens[1]):
+            return False
+    return True
