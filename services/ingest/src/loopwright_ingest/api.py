@@ -54,6 +54,16 @@ class DropCount(BaseModel):
     count: int
 
 
+DEFINITIONS: dict[str, Any] = {}  # what the schemas below refer to; ``app`` puts it into the OpenAPI document's components
+
+
+def _schema(model: type[BaseModel]) -> dict[str, Any]:
+    """A model's schema for the OpenAPI document. Left as pydantic makes it, "#/$defs/..." would lead nowhere in there."""
+    schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+    DEFINITIONS.update(schema.pop("$defs", {}))
+    return schema
+
+
 def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     words = {
         400: "The body is not JSON, or not compressed as it says.",
@@ -65,7 +75,7 @@ def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
         429: "The project's rate is used up; Retry-After says for how long.",
         503: "Not accepted: the bus or the keys are out of reach. Try again.",
     }
-    content = {MEDIA_TYPE: {"schema": Problem.model_json_schema()}}
+    content = {MEDIA_TYPE: {"schema": _schema(Problem)}}
     return {status: {"description": words[status], "content": content} for status in statuses}
 
 
@@ -74,11 +84,11 @@ ERRORS = _problems(400, 401, 403, 413, 415, 422, 429, 503)
 
 def _body(model: type[BaseModel], *, many: bool = False) -> dict[str, Any]:
     """Documents a body that is read by hand, so that limits hold before it is parsed."""
-    one: dict[str, Any] = model.model_json_schema()
+    one = _schema(model)
     if many:
-        one = {
-            "anyOf": [one, {"type": "array", "items": one}, {"type": "object", "properties": {"signals": {"type": "array", "items": one}}}]
-        }
+        several = {"type": "array", "items": one, "minItems": 1, "maxItems": http.ITEMS_MAX}
+        wrapped = {"type": "object", "properties": {"signals": several}, "required": ["signals"], "additionalProperties": False}
+        one = {"anyOf": [one, several, wrapped]}
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": one}}}}
 
 
