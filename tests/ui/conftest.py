@@ -50,8 +50,9 @@ class Gateway:
         self.thread = threading.Thread(target=self._run, daemon=True)
 
     def _run(self) -> None:
-        self.loop = asyncio.new_event_loop()
-        self.loop.run_until_complete(self.server.serve())
+        with asyncio.Runner() as runner:
+            self.loop = runner.get_loop()
+            runner.run(self.server.serve())
 
     def __enter__(self) -> Gateway:
         self.thread.start()
@@ -221,7 +222,7 @@ CASES = [
     Case("fresh", "Export of invoices stops at page 40", "accounts", "P3", 3, 2, 0.4, "investigating"),
     Case("ready", "Delivery slots overlap on the day clocks change", "delivery", "P3", 2, 2, 0.2, "ready"),
     Case("old", "Notices imported from the previous tracker", "web", "P4", 5, 0, 6.0, "gathering", more={"backfill": True}),
-    Case("hostile", HOSTILE, "web", "P3", 4, 2, 4.0, "in_review", summary=HOSTILE, suspect=(HOSTILE[:200], "<b>Mallory</b>"),
+    Case("hostile", HOSTILE, "web", "P4", 4, 2, 23.0, "in_review", summary=HOSTILE, suspect=(HOSTILE[:200], "<b>Mallory</b>"),
          more={"body": HOSTILE}),
     Case("dull", "Deprecation warning from the date library", "web", "P4", 8, 0, 11.0, "dismissed"),
     Case("quiet", "Slow query in the nightly stock count", "stock", "P4", 6, 0, 7.0, "snoozed"),
@@ -359,6 +360,8 @@ def seed(gateway: Gateway) -> None:
         if case.until not in ("gathering", "ready", "investigating"):
             gateway.publish(s.INVESTIGATIONS_COMPLETED, found[case.id], f"investigated:{case.id}")
     gateway.settled()
+    # What is P4 does not start by itself here: a person starts it.
+    gateway.api.post("/v1/reports/hostile/actions/start_work").raise_for_status()
     _changes(gateway, found)
     gateway.api.post("/v1/reports/dull/actions/dismiss", json={"reason": "expected"}).raise_for_status()
     gateway.api.post("/v1/reports/quiet/actions/snooze", json={"seconds": 86_400}).raise_for_status()

@@ -24,11 +24,14 @@ export function sparkline(buckets, deploys = []) {
   );
 }
 
+/** Drawn narrower on a narrow screen, so that letters keep their size. */
+const broad = () => (matchMedia("(max-width: 820px)").matches ? 360 : 640);
+
 /** Signals per bucket over time with the deploys marked: points [{at, count, exposure}], deploys [{at, label}]. */
 export function timeline(points, deploys, { start, end, bucket }) {
-  const width = 640;
-  const height = 120;
-  const pad = { left: 40, right: 8, top: 16, bottom: 20 };
+  const width = broad();
+  const height = 124;
+  const pad = { left: 40, right: 8, top: 20, bottom: 20 };
   const inner = width - pad.left - pad.right;
   const tall = height - pad.top - pad.bottom;
   const x = (at) => pad.left + (inner * (at - start)) / Math.max(1, end - start);
@@ -49,12 +52,13 @@ export function timeline(points, deploys, { start, end, bucket }) {
         s("title", null, `${new Date(point.at).toLocaleString("en")}: ${count(point.count)} ${point.count === 1 ? "signal" : "signals"} in ${duration(bucket / 1000)}`),
       );
     }),
-    deploys.map((deploy) =>
+    deploys.map((deploy, index) =>
       s(
         "g.deploy",
         null,
-        s("line.deploy", { x1: x(deploy.at), x2: x(deploy.at), y1: pad.top - 4, y2: height - pad.bottom }),
-        s("path.deploy-flag", { d: `M${x(deploy.at)} ${pad.top - 4}l7 3.5l-7 3.5z` }),
+        s("line.deploy", { x1: x(deploy.at), x2: x(deploy.at), y1: 4, y2: height - pad.bottom }),
+        s("path.deploy-flag", { d: `M${x(deploy.at)} 4l7 3.5l-7 3.5z` }),
+        labelled(x(deploy.at), deploys[index + 1] && x(deploys[index + 1].at), width) && s("text.tick", { x: x(deploy.at) + 10, y: 12 }, `deploy ${deploy.label}`),
         s("title", null, `Deploy ${deploy.label} at ${new Date(deploy.at).toLocaleString("en")}`),
       ),
     ),
@@ -64,6 +68,9 @@ export function timeline(points, deploys, { start, end, bucket }) {
   );
 }
 
+/** Whether a mark's name has room before the next mark and the edge. */
+const labelled = (at, next, width) => Math.min(next ?? width, width) - at > 100;
+
 function clock(at) {
   return new Date(at).toLocaleString("en", { month: "short", day: "numeric", hour: "2-digit", minute: "2-digit", hour12: false });
 }
@@ -71,10 +78,10 @@ function clock(at) {
 /** Before and after as rates with their intervals, and the line the change had to get past. */
 export function verdict(measurement) {
   const { before, after, metric } = measurement;
-  const width = 640;
+  const width = broad();
   const height = 150;
-  const left = 78;
-  const right = 92;
+  const left = width < 500 ? 54 : 78;
+  const right = width < 500 ? 62 : 92;
   const inner = width - left - right;
   const needed = before.rate * (metric.direction === "decrease" ? 1 - metric.minimum_effect : 1 + metric.minimum_effect);
   const most = Math.max(before.rate_high ?? before.rate, after.rate_high ?? after.rate, needed, 1e-9) * 1.05;

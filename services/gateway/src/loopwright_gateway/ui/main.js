@@ -6,7 +6,7 @@ import { List } from "./list.js";
 import * as report from "./report.js";
 import * as pages from "./pages.js";
 import { inputForm } from "./actions.js";
-import { tick, count, plural, since, words } from "./format.js";
+import { brief, tick, count, plural, since, words } from "./format.js";
 
 const PAGES = { changes: pages.changes, verdicts: pages.verdicts, usage: pages.usage };
 const PRIORITIES = ["P0", "P1", "P2", "P3", "P4"];
@@ -247,7 +247,7 @@ function emptyList() {
     h("h2", "Nothing has come in yet"),
     h("p", "Reports appear here as signals arrive: errors, failing health checks, tickets. What points at one problem becomes one report."),
     h("p", "Declare a project with “loopwright apply -f project.yaml”, make a key with “loopwright keys create”, and send the first signal:"),
-    h("pre.block", command),
+    h("pre.block.wrap", command),
     copy,
   );
 }
@@ -329,8 +329,11 @@ function summarise(rates) {
   const exposed = requests.filter((item) => Date.parse(item.minute) >= first - 60000).reduce((sum, item) => sum + item.count, 0);
   const signals = minutes.reduce((sum, item) => sum + item.count, 0);
   const end = Math.min(Date.parse(rates.end), Date.now());
-  const start = Math.max(Date.parse(rates.start), Math.min(first, ...rates.deploys.map((deploy) => Date.parse(deploy.deployed_at))) - 2 * 60000);
-  const deploys = rates.deploys.map((deploy) => ({ at: Date.parse(deploy.deployed_at), label: deploy.release.slice(0, 12) })).filter((deploy) => deploy.at >= start);
+  // From a little before the onset, or the deploy that came shortly before it: a day of nothing tells nothing.
+  const span = Math.max(end - first, 10 * 60000);
+  const near = rates.deploys.map((deploy) => Date.parse(deploy.deployed_at)).filter((at) => at >= first - span / 2);
+  const start = Math.max(Date.parse(rates.start), Math.min(first, ...near) - span / 8);
+  const deploys = rates.deploys.map((deploy) => ({ at: Date.parse(deploy.deployed_at), label: brief(deploy.release).slice(0, 16) })).filter((deploy) => deploy.at >= start);
   const bucket = BUCKETS.find((size) => (end - start) / size <= BARS_MAX) ?? BUCKETS.at(-1);
   const points = new Map();
   for (const item of minutes) {
