@@ -88,6 +88,20 @@ def test_what_is_half_typed_and_open_survives_a_live_change(shop: Any, visit: Ca
     assert page.evaluate("document.querySelector('.detail').scrollTop") == top
 
 
+def test_only_what_the_filters_would_show_is_announced(shop: Any, visit: Callable[..., Any]) -> None:
+    page = visit(shop).open("/?waits_for_me=true")
+    page.wait_for_selector(".row")
+    page.wait_for_selector(".live:not(.stale)")
+
+    shop.signal("young", 1, shop.now(), title="Sizes are shown in inches", service="catalogue")
+    shop.signal("images", "late", shop.now(), title="Product images missing", service="catalogue", actor="c" * 64)
+    page.wait_for_function("() => document.querySelector('#row-images .people').textContent === '7 people'")
+    assert page.locator(".news").count() == 0
+
+    page.get_by_role("button", name="Waits for you").click()
+    page.wait_for_selector("#row-young")
+
+
 def test_an_action_on_an_outdated_report_is_refused_in_words(shop: Any, visit: Callable[..., Any]) -> None:
     seen = visit(shop, expect=("409", "stream", "ERR_FAILED"))
     seen.page.route("**/v1/stream", lambda route: route.abort())

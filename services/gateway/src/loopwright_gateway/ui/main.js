@@ -443,15 +443,24 @@ async function refreshRow(id) {
     return;
   }
   if (list.patch(detail)) return;
-  if (view.filters.project && view.filters.project !== detail.project) return;
+  if (!fits(detail, view.filters)) return;
   if (!view.rows.length && !Object.values(view.filters).some((value) => value?.length)) return void loadList();
   view.news.add(id);
   drawNews();
 }
 
+const CLOSED = new Set(["dismissed", "suppressed", "merged_into"]);
+
+/** Whether the list would show it. What words match only the gateway knows, so a search stays as it was read. */
+function fits(row, { project, priority, state, waits_for_me, closed, q }) {
+  if (q || (project && project !== row.project) || (priority?.length && !priority.includes(row.priority))) return false;
+  if (state?.length ? !state.includes(row.state) : !closed && CLOSED.has(row.state)) return false;
+  return !waits_for_me || row.waits_for_person;
+}
+
 function drawNews() {
   const number = view.news.size;
-  fill(parts.news, number > 0 && h("button.news", { type: "button", onclick: loadList }, `${plural(number, "new report")}: show`));
+  fill(parts.news, number > 0 && h("button.news", { type: "button", onclick: loadList }, view.cursor ? `${plural(number, "report")} changed further down: show` : `${plural(number, "new report")}: show`));
 }
 
 // Keys
