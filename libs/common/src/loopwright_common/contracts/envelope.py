@@ -5,11 +5,14 @@ Source: CloudEvents NATS protocol binding 1.0.2, section 3.1: attributes are hea
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 
 from pydantic import field_validator
 
 from loopwright_common.contracts.base import Contract, Line, UtcDatetime
+
+_PRINTABLE_ASCII = re.compile(r"[ -~]*")
 
 
 class Envelope(Contract):
@@ -25,7 +28,7 @@ class Envelope(Contract):
     @field_validator("id", "source", "type", "subject", "traceparent")
     @classmethod
     def _is_a_header_value(cls, value: str) -> str:
-        if any(ord(character) < 32 or ord(character) > 126 for character in value):
+        if not _PRINTABLE_ASCII.fullmatch(value):
             raise ValueError("header values are printable ASCII")
         return value
 

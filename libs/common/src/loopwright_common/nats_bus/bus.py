@@ -64,6 +64,7 @@ class NatsBus:
         secret = password if isinstance(password, SecretStr) else SecretStr(password)
         self._connection = Connection(url, f"loopwright-{service}", user=user, password=secret)
         self.service = service
+        self.url = url
         self._store_bytes = store_bytes
         self._replicas = replicas
         self._publisher = Publisher(self._connection, service)

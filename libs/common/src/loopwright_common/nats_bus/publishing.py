@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any
 
 import structlog
@@ -41,7 +42,7 @@ class Prepared:
     headers: Headers
     payload: bytes
 
-    @property
+    @cached_property
     def size(self) -> int:
         return len(self.payload) + sum(len(key) + len(value) + 4 for key, value in self.headers.items()) + HEADER_OVERHEAD_BYTES
 
