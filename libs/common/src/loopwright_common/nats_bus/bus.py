@@ -58,11 +58,12 @@ class NatsBus:
         *,
         user: str = "",
         password: SecretStr | str = "",
+        token: SecretStr | str = "",
         store_bytes: int = 20 * 1024**3,
         replicas: int = 1,
     ) -> None:
-        secret = password if isinstance(password, SecretStr) else SecretStr(password)
-        self._connection = Connection(url, f"loopwright-{service}", user=user, password=secret)
+        secret, ticket = (given if isinstance(given, SecretStr) else SecretStr(given) for given in (password, token))
+        self._connection = Connection(url, f"loopwright-{service}", user=user, password=secret, token=ticket)
         self.service = service
         self.url = url
         self._store_bytes = store_bytes

@@ -91,6 +91,7 @@ class Broker:
         self.objects: dict[str, MemoryObjectStore] = {}
         self.timers: dict[tuple[str, str, str], tuple[Timer, dict[str, str]]] = {}
         self.consumers: dict[tuple[str, str], _Consumer] = {}
+        self.dead_headers: dict[int, dict[str, str]] = {}  # of the original, by the dead letter's sequence
         self.answers: dict[str, list[Callable[[bytes, str], Awaitable[tuple[dict[str, str], bytes]]]]] = defaultdict(list)
         self._ids: dict[str, dict[str, tuple[int, datetime]]] = defaultdict(dict)
         self._sequences: dict[str, int] = defaultdict(int)
@@ -359,12 +360,7 @@ class MemoryBus:
         }
         ack = self.broker.store("DEAD", f"dead.{message.stream}.{consumer}", headers, message.payload)
         if not ack.duplicate:
-            self._dead_headers[ack.sequence] = dict(message.headers)
-
-    @property
-    def _dead_headers(self) -> dict[int, dict[str, str]]:
-        found: dict[int, dict[str, str]] = self.broker.__dict__.setdefault("dead_headers", {})
-        return found
+            self.broker.dead_headers[ack.sequence] = dict(message.headers)
 
     async def key_value(self, bucket: str) -> KeyValue:
         check_bucket(bucket)
@@ -434,7 +430,7 @@ class MemoryBus:
             reason=headers["reason"],
             attempts=int(headers["attempts"]),
             died_at=message.at,
-            headers=self._dead_headers[message.sequence],
+            headers=self.broker.dead_headers[message.sequence],
             payload=message.payload,
         )
 
