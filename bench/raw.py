@@ -90,13 +90,15 @@ async def raw_batch(client: Client, payload: bytes, ids: Sequence[str]) -> None:
 
 
 async def bus_publish_rates(bus: NatsBus, run: str = "bus") -> PublishRates:
-    """The same through the bus: each message is a contract with an envelope."""
+    """The same through the bus: each message is a contract, made before the clock starts, with an envelope."""
+    singles = [message(number, f"{run}-single") for number in range(SINGLES)]
+    batched = [message(number, f"{run}-batch") for number in range(MESSAGES)]
 
     async def one(number: int) -> None:
-        await bus.publish(message(number, f"{run}-single"))
+        await bus.publish(singles[number])
 
     async def many(start: int) -> None:
-        await bus.publish_batch([message(number, f"{run}-batch") for number in range(start, start + BATCH)])
+        await bus.publish_batch(batched[start : start + BATCH])
 
     return await _rates(one, many)
 

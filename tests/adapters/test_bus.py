@@ -336,3 +336,161 @@ async def test_closing_lets_a_running_handler_finish(bus: Bus) -> None:
     await bus.close()
 
     assert finished.is_set()
+
+
+async def test_a_batch_over_several_streams_gives_each_its_ack_in_the_order_given(bus: Bus) -> None:
+    deploys = [Deploy(id=f"d{number}", project="shop", service="web", release="r", deployed_at=NOW) for number in range(3)]
+    mixed: list[Outgoing] = []
+    for number, deploy in enumerate(deploys):
+        mixed += [signal(number), Outgoing(DEPLOYS, deploy, f"deploy:{number}", {"project": "shop", "service": "web"}, deploy.id)]
+
+    acks = await bus.publish_batch(mixed)
+
+    assert [ack.stream for ack in acks] == ["SIGNALS", "DEPLOYS"] * 3
+    assert [ack.sequence for ack in acks] == [1, 1, 2, 2, 3, 3]
+    assert await bus.publish_batch([]) == []
+
+
+async def test_two_takers_of_one_ordered_flow_never_handle_at_once(bus: Bus) -> None:
+    running = most = 0
+    seen: list[int] = []
+
+    async def handle(messages: Sequence[Received[Any]]) -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0.01)
+        seen.extend(message.sequence for message in messages)
+        running -= 1
+
+    flow = spec("flow", ordered=True, batch_max=10)
+    await bus.consume_batches(flow, handle)
+    await bus.consume_batches(flow, handle)
+    await bus.publish_batch([signal(number) for number in range(60)])
+    await until(lambda: len(seen) == 60)
+
+    assert most == 1
+    assert seen == sorted(seen)
+
+
+async def test_an_ordered_flow_of_single_messages_waits_for_the_one_that_failed(bus: Bus) -> None:
+    seen: list[tuple[str, int]] = []
+
+    async def handle(message: Received[Any]) -> None:
+        seen.append((message.payload.id, message.attempt))
+        if message.payload.id == "s1" and message.attempt == 1:
+            raise Retryable("not yet")
+
+    await bus.publish_batch([signal(number) for number in range(3)])
+    await bus.consume(spec("strict", ordered=True), handle)
+    await until(lambda: len(seen) == 4)
+
+    assert seen == [("s0", 1), ("s1", 1), ("s1", 2), ("s2", 1)]
+
+
+async def test_concurrency_is_how_many_handlers_run_at_once(bus: Bus) -> None:
+    running = most = done = 0
+
+    async def handle(_: Received[Any]) -> None:
+        nonlocal running, most, done
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0.05)
+        running -= 1
+        done += 1
+
+    await bus.publish_batch([signal(number) for number in range(12)])
+    await bus.consume(spec("parallel", concurrency=3), handle)
+    await until(lambda: done == 12)
+
+    assert most == 3
+
+
+async def test_a_position_belongs_to_the_name_of_the_consumer(bus: Bus) -> None:
+    first: list[str] = []
+    second: list[str] = []
+
+    async def handle(message: Received[Any]) -> None:
+        first.append(message.payload.id)
+
+    async def handle_again(message: Received[Any]) -> None:
+        second.append(message.payload.id)
+
+    await bus.publish_batch([signal(number) for number in range(5)])
+    await bus.consume(spec("durable"), handle)
+    await until(lambda: len(first) == 5)
+    await asyncio.sleep(0.1)
+    await bus.consume(spec("durable"), handle_again)
+    await bus.consume(spec("fresh"), handle_again)
+    await until(lambda: len(second) >= 5)
+    await asyncio.sleep(0.1)
+
+    assert second == first  # all by the fresh name, none a second time by the durable one
+
+
+@pytest.mark.parametrize("key", ["", ".a", "a.", "a..b", "a b", "a*", ">", "ä", "a/b", "x" * 600])
+async def test_a_key_of_another_form_is_refused(bus: Bus, key: str) -> None:
+    bucket = await bus.key_value("things")
+    for work in (bucket.get(key), bucket.put(key, b""), bucket.create(key, b""), bucket.update(key, b"", 1), bucket.delete(key)):
+        with pytest.raises(ValueError, match="is not a key"):
+            await work
+
+
+async def test_a_bucket_of_another_name_is_refused(bus: Bus) -> None:
+    with pytest.raises(ValueError, match="bucket"):
+        await bus.key_value("no dots.please")
+    with pytest.raises(ValueError, match="bucket"):
+        await bus.object_store("../etc")
+
+
+async def test_deleting_what_is_not_there_is_no_error_and_an_empty_value_is_a_value(bus: Bus) -> None:
+    bucket = await bus.key_value("things")
+    await bucket.delete("never")
+    await bucket.put("empty", b"")
+
+    entry = await bucket.get("empty")
+    assert entry is not None
+    assert entry.value == b""
+    assert await bucket.keys() == ["empty"]
+
+
+async def test_a_handler_of_questions_that_fails_is_unavailable_to_who_asks(bus: Bus) -> None:
+    async def search(query: SearchQuery) -> SearchAnswer:
+        if query.text == "later":
+            raise Retryable("the index is loading")
+        raise ZeroDivisionError("oh")
+
+    await bus.answer(SEARCH_QUERY, search)
+
+    with pytest.raises(Unavailable, match="the index is loading"):
+        await bus.ask(SEARCH_QUERY, SearchQuery(project="shop", text="later"))
+    with pytest.raises(Unavailable, match="ZeroDivisionError"):
+        await bus.ask(SEARCH_QUERY, SearchQuery(project="shop", text="x"))
+
+
+async def test_an_answer_that_takes_too_long_is_not_waited_for(bus: Bus) -> None:
+    async def search(_: SearchQuery) -> SearchAnswer:
+        await asyncio.sleep(30)
+        return SearchAnswer()
+
+    await bus.answer(SEARCH_QUERY, search)
+
+    with pytest.raises(Unavailable):
+        await bus.ask(SEARCH_QUERY, SearchQuery(project="shop", text="x"), timedelta(milliseconds=200))
+    await bus.close(timedelta(milliseconds=100))
+
+
+async def test_a_timer_that_fails_for_good_is_buried_and_its_replay_comes_again(bus: Bus) -> None:
+    tries: list[str] = []
+
+    async def handle(timer: Timer) -> None:
+        tries.append(timer.key)
+        raise Permanent("nobody wants it")
+
+    await bus.on_timer("test", handle)
+    await bus.schedule(Timer(service="test", purpose="wake", key="k", due_at=datetime.now(UTC)))
+    (letter,) = await _letters(bus, 1)
+
+    assert letter.reason == "nobody wants it"
+    await bus.replay(letter.sequence)
+    await until(lambda: tries == ["k", "k"])
