@@ -150,5 +150,9 @@ async def run(count: int) -> None:
     print(f"grouped (fingerprint, report, fact stored)        {grouped:9.0f}/s   {grouped / raw:.2f}")
 
 
+def main(count: int = SIGNALS_COUNT) -> None:
+    asyncio.run(run(count))
+
+
 if __name__ == "__main__":
-    asyncio.run(run(int(sys.argv[1]) if len(sys.argv) > 1 else SIGNALS_COUNT))
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else SIGNALS_COUNT)
