@@ -239,7 +239,6 @@ def test_a_bad_setting_stops_the_start_and_says_which():
     assert "LOOPWRIGHT_INGEST_PENDING_MAX='many'" in said.stderr
 
 
-@pytest.mark.xfail(strict=True, reason="the gatherer publishes outside of the request's span, and Outgoing has no place for its trace")
 async def test_a_signals_trace_begins_with_its_request(start_ingest, consumed):
     ingest = await start_ingest()
     trace = "0af7651916cd43dd8448eb211c80319c"

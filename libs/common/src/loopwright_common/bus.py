@@ -12,6 +12,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from pydantic import Field
 
+from loopwright_common import telemetry
 from loopwright_common.contracts.base import Contract
 from loopwright_common.contracts.envelope import Envelope
 from loopwright_common.contracts.subjects import Question, Subject
@@ -34,13 +35,17 @@ class MessageTooLarge(Permanent):
 
 @dataclass(frozen=True)
 class Outgoing:
-    """A fact to publish. ``message_id`` is derived from its cause, so that saying it twice stores it once."""
+    """A fact to publish. ``message_id`` is derived from its cause, so that saying it twice stores it once.
+
+    ``traceparent`` is the trace that the fact belongs to: that of the span it was made in, wherever it is published from later.
+    """
 
     subject: Subject
     payload: Contract
     message_id: str
     tokens: dict[str, str] = field(default_factory=dict)  # project, and source or service where the pattern has one
     about: str = ""  # CloudEvents subject: the signal, report or change it is about
+    traceparent: str = field(default_factory=telemetry.traceparent, compare=False)
 
 
 @dataclass(frozen=True)

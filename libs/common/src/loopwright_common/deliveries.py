@@ -13,8 +13,7 @@ from datetime import timedelta
 from typing import Any, Protocol
 
 import structlog
-from opentelemetry import propagate, trace
-from opentelemetry.trace import Link, SpanKind
+from opentelemetry.trace import SpanKind
 from pydantic import ValidationError
 
 from loopwright_common import telemetry
@@ -25,7 +24,6 @@ from loopwright_common.errors import Permanent, Retryable, Unavailable
 
 REPLAY_FOR = "Loopwright-Replay-For"
 REASON_CHARACTERS_MAX = 2_000
-LINKS_MAX = 128  # OpenTelemetry's default limit of links per span
 
 log = structlog.get_logger()
 
@@ -202,24 +200,22 @@ class Worker:
     async def _call(self, messages: list[Received[Any]]) -> None:
         first = messages[0]
         one = len(messages) == 1
-        parent = propagate.extract({"traceparent": first.envelope.traceparent}) if one and first.envelope.traceparent else None
         fields: dict[str, str | int] = {"consumer": self._spec.name, "attempt": first.attempt}
         if first.project and len({message.project for message in messages}) == 1:
             fields["project"] = first.project
-        attributes: dict[str, str | int] = {
-            "messaging.system": "nats",
-            "messaging.destination.name": first.stream,
-            "messaging.consumer.group.name": self._spec.name,
-            "messaging.batch.message_count": len(messages),
-        }
+        traces = [message.envelope.traceparent for message in messages]
         with (
             telemetry.bound(**fields),
-            trace.get_tracer("loopwright").start_as_current_span(
+            telemetry.span(
                 f"handle {self._spec.name}",
-                context=parent,
+                # A batch belongs to no one of its messages' traces: it links to them, and a handler goes on in each one's own.
+                parent=traces[0] if one else "",
+                linked=() if one else traces,
                 kind=SpanKind.CONSUMER,
-                links=() if one else _links(messages),
-                attributes=attributes,
+                messaging__system="nats",
+                messaging__destination__name=first.stream,
+                messaging__consumer__group__name=self._spec.name,
+                messaging__batch__message_count=len(messages),
             ),
         ):
             await self._handler(messages)
@@ -261,15 +257,6 @@ class Worker:
             yield
         finally:
             task.cancel()
-
-
-def _links(messages: Sequence[Received[Any]]) -> list[Link]:
-    links = []
-    for message in messages[:LINKS_MAX]:
-        if message.envelope.traceparent:
-            context = propagate.extract({"traceparent": message.envelope.traceparent})
-            links.append(Link(trace.get_current_span(context).get_span_context()))
-    return links
 
 
 def _describe(error: Exception) -> str:

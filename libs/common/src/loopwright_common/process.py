@@ -46,7 +46,13 @@ def run(name: str, description: str, settings_type: type[S], create_app: Callabl
         settings = load(settings_type)
     except BadSetting as error:
         sys.exit(_complain(name, str(error)))
-    telemetry.configure(name, level=settings.log_level, format=settings.log_format, otlp_endpoint=settings.otlp_endpoint)
+    telemetry.configure(
+        name,
+        level=settings.log_level,
+        format=settings.log_format,
+        otlp_endpoint=settings.otlp_endpoint,
+        sample_ratio=settings.otlp_sample_ratio,
+    )
     try:
         serve(name, settings, create_app(settings))
     finally:
@@ -191,7 +197,7 @@ class Instrumented:
         if scope["type"] != "http" or scope["path"] in ("/healthz", "/readyz", "/metrics"):
             await self.app(scope, receive, send)
             return
-        parent = next((value.decode("latin-1") for key, value in scope["headers"] if key == b"traceparent"), "")
+        parent = telemetry.from_outside(value.decode("latin-1") for key, value in scope["headers"] if key == b"traceparent")
         status = 500
 
         async def watched(message: Message) -> None:

@@ -29,7 +29,17 @@ class ServiceSettings(BaseSettings):
     """Settings every service has. A subclass sets ``env_prefix`` in its model_config and adds its own."""
 
     SHARED: ClassVar[frozenset[str]] = frozenset(
-        {"nats_url", "nats_user", "nats_password", "nats_store_bytes", "nats_replicas", "log_level", "log_format", "otlp_endpoint"}
+        {
+            "nats_url",
+            "nats_user",
+            "nats_password",
+            "nats_store_bytes",
+            "nats_replicas",
+            "log_level",
+            "log_format",
+            "otlp_endpoint",
+            "otlp_sample_ratio",
+        }
     )
 
     model_config = SettingsConfigDict(env_nested_delimiter="__", extra="ignore", frozen=True)
@@ -46,6 +56,9 @@ class ServiceSettings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Least severity that is logged.")
     log_format: Literal["json", "text"] = Field(default="json", description="json for machines, text for a person at a terminal.")
     otlp_endpoint: str = Field(default="", description="OTLP/HTTP endpoint for traces, as http://collector:4318; empty: none are sent.")
+    otlp_sample_ratio: float = Field(
+        default=1.0, ge=0.0, le=1.0, description="Share of traces that is recorded: all; less where thousands of signals a second come."
+    )
     drain_seconds: float = Field(default=10.0, ge=0.0, le=600.0, description="How long running work may take after SIGTERM.")
 
     @classmethod

@@ -1,25 +1,41 @@
-"""Structured logs, and traces that run from the HTTP request through the bus to the pull request."""
+"""Structured logs, and traces that run from the HTTP request through the bus to the pull request.
+
+A trace crosses processes as a W3C ``traceparent``: in HTTP and NATS headers, in the outbox, in records that wait for a timer or a poll.
+What comes over the bus is ours and is followed, its sampled flag too. What comes over HTTP is anybody's: its trace is continued, so that
+a sender finds its own request, but whether it is recorded is decided here (``from_outside``).
+"""
 
 from __future__ import annotations
 
 import logging
+import random
 import sys
-from collections.abc import Iterator, MutableMapping
+import uuid
+from collections.abc import Iterable, Iterator, MutableMapping
 from contextlib import contextmanager
+from importlib import metadata
 from typing import Any
 
 import structlog
-from opentelemetry import propagate, trace
+from opentelemetry import context as otel_context
+from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
-from opentelemetry.trace import Span, SpanKind
+from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
+from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanContext, SpanKind, TraceFlags
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+LINKS_MAX = 128  # OpenTelemetry's default limit of links per span
 SENSITIVE = ("password", "token", "secret", "authorization", "api_key", "cookie", "dsn")
 
 
-def configure(service: str, *, level: str = "info", format: str = "json", otlp_endpoint: str = "") -> None:
+_PROPAGATOR = TraceContextTextMapPropagator()
+_ratio = 0.0  # of traces that begin here and are recorded; nothing is before there is somewhere to send it
+
+
+def configure(service: str, *, level: str = "info", format: str = "json", otlp_endpoint: str = "", sample_ratio: float = 1.0) -> None:
     """Sets up logging to standard error and, with an endpoint, the export of traces. Call once, at the start of the process."""
     renderer: Any = structlog.processors.JSONRenderer() if format == "json" else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
     processors: list[Any] = [
@@ -37,16 +53,26 @@ def configure(service: str, *, level: str = "info", format: str = "json", otlp_e
     )
     structlog.contextvars.bind_contextvars(service=service)
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
-    _configure_traces(service, otlp_endpoint)
+    configure_traces(service, otlp_endpoint, sample_ratio)
 
 
-def _configure_traces(service: str, otlp_endpoint: str, exporter: SpanExporter | None = None) -> None:
-    provider = TracerProvider(resource=Resource.create({"service.name": f"loopwright-{service}"}))
+def configure_traces(service: str, otlp_endpoint: str, sample_ratio: float = 1.0, exporter: SpanExporter | None = None) -> None:
+    """Makes the process's tracer. Without somewhere to send to, trace ids still travel and are logged, and no span is recorded."""
+    global _ratio
     if otlp_endpoint:
         # Imported here: it costs 40 ms and 10 MB that a process without an endpoint need not pay.
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
         exporter = OTLPSpanExporter(endpoint=otlp_endpoint.rstrip("/") + "/v1/traces", timeout=5)
+    _ratio = sample_ratio if exporter is not None else 0.0
+    # OTEL_RESOURCE_ATTRIBUTES (in Kubernetes: pod, node, namespace) is read by Resource.create and joins these.
+    own = {
+        "service.name": f"loopwright-{service}",
+        "service.namespace": "loopwright",
+        "service.version": metadata.version("loopwright-common"),
+        "service.instance.id": str(uuid.uuid4()),
+    }
+    provider = TracerProvider(resource=Resource.create(own), sampler=ParentBased(root=TraceIdRatioBased(_ratio)))
     if exporter is not None:
         provider.add_span_processor(BatchSpanProcessor(exporter))
     trace.set_tracer_provider(provider)
@@ -61,18 +87,92 @@ def shutdown() -> None:
 
 def traceparent() -> str:
     """The current span as a W3C ``traceparent`` value; empty outside a trace."""
-    carrier: dict[str, str] = {}
-    propagate.inject(carrier)
-    return carrier.get("traceparent", "")
+    context = trace.get_current_span().get_span_context()
+    if not context.is_valid:
+        return ""
+    return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags & TraceFlags.SAMPLED:02x}"
+
+
+def from_outside(headers: Iterable[str]) -> str:
+    """The ``traceparent`` of a request from anywhere, with our own word on whether it is recorded; empty when there is none to follow.
+
+    A stranger's flag could record everything (at our cost) or nothing (to hide), and a trace id that the stranger chose would sway a
+    decision made from it: chance decides, as it does for a trace that begins here. Two headers or a malformed one are ignored, as the
+    W3C recommendation (Trace Context, section 4.3) wants.
+    """
+    values = list(headers)
+    context = _span_context(values[0]) if len(values) == 1 else None
+    if context is None:
+        return ""
+    sampled = random.random() < _ratio  # noqa: S311  a sample, not a secret
+    return f"00-{context.trace_id:032x}-{context.span_id:016x}-{sampled:02x}"
+
+
+def _span_context(parent: str) -> SpanContext | None:
+    if not parent:
+        return None
+    context = trace.get_current_span(_PROPAGATOR.extract({"traceparent": parent}, Context())).get_span_context()
+    return context if context.is_valid else None
+
+
+def _context(parent: str) -> Context | None:
+    found = _span_context(parent)
+    return trace.set_span_in_context(NonRecordingSpan(found), Context()) if found is not None else None
+
+
+def links(parents: Iterable[str]) -> list[Link]:
+    """Links to other traces, by their ``traceparent``; at most as many as a span keeps."""
+    found = (_span_context(parent) for parent in dict.fromkeys(parents))
+    return [Link(context) for context in found if context is not None][:LINKS_MAX]
 
 
 @contextmanager
-def span(name: str, *, parent: str = "", kind: SpanKind = SpanKind.INTERNAL, **attributes: str | int | float | bool) -> Iterator[Span]:
-    """A span around a piece of work; ``parent`` is a ``traceparent`` from elsewhere, the current span otherwise."""
-    context: Context | None = propagate.extract({"traceparent": parent}) if parent else None
+def span(
+    name: str, *, parent: str = "", kind: SpanKind = SpanKind.INTERNAL, linked: Iterable[str] = (), **attributes: str | int | float | bool
+) -> Iterator[Span]:
+    """A span around a piece of work; ``parent`` is a ``traceparent`` from elsewhere, the current span otherwise.
+
+    ``linked`` are the ``traceparent`` values of other traces that had a part in it. Attributes are written with ``__`` for a dot.
+    """
+    named = {key.replace("__", "."): value for key, value in attributes.items()}
     tracer = trace.get_tracer("loopwright")
-    with tracer.start_as_current_span(name, context=context, kind=kind, attributes=dict(attributes)) as current:
+    with tracer.start_as_current_span(name, context=_context(parent), kind=kind, attributes=named, links=links(linked)) as current:
         yield current
+
+
+@contextmanager
+def part(name: str, parent: str, also: Iterable[str] = (), **attributes: str | int | float | bool) -> Iterator[Span]:
+    """A span for one message of a batch, in that message's own trace and linked to the batch's span.
+
+    A batch of one is handled in its message's trace already: there it is a child of the current span. ``also`` are further messages that
+    this piece of work takes care of.
+    """
+    context, current = _span_context(parent), trace.get_current_span().get_span_context()
+    if context is None or (current.is_valid and current.trace_id == context.trace_id):
+        with span(name, parent="", kind=SpanKind.INTERNAL, linked=also, **attributes) as child:
+            yield child
+    else:
+        with span(name, parent=parent, kind=SpanKind.INTERNAL, linked=(traceparent(), *also), **attributes) as own:
+            yield own
+
+
+@contextmanager
+def continued(parent: str) -> Iterator[None]:
+    """Goes on in the trace of ``parent`` without a span of its own: what is sent within carries it. Nothing changes when it is empty."""
+    context = _context(parent)
+    if context is None:
+        yield
+        return
+    token = otel_context.attach(context)
+    try:
+        yield
+    finally:
+        otel_context.detach(token)
+
+
+def annotate(**attributes: str | int | float | bool) -> None:
+    """Adds attributes to the current span; ``k8s__job__name`` is written ``k8s.job.name``."""
+    trace.get_current_span().set_attributes({key.replace("__", "."): value for key, value in attributes.items()})
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 import structlog
+from loopwright_common import telemetry
 from loopwright_common.bus import Bus, Outgoing, Received
 from loopwright_common.clock import Clock
 from loopwright_common.contracts.reports import GroupingDecision, GroupUpdated, Neighbour
@@ -77,18 +78,18 @@ class SignalGrouping:
             work = _Batch(self, [message.payload for message in batch])
             grouped = await work.decide()
             await work.store()
-            await self._publish(grouped)
+            await self._publish(grouped, [message.envelope.traceparent for message in batch])
 
-    async def _publish(self, grouped: Sequence[Grouped]) -> None:
+    async def _publish(self, grouped: Sequence[Grouped], traces: Sequence[str]) -> None:
         now = self._clock.now()
-        await self._bus.publish_batch([_outgoing(item, now) for item in grouped])
+        await self._bus.publish_batch([_outgoing(item, now, trace) for item, trace in zip(grouped, traces, strict=True)])
         for item in grouped:
             GROUPED.labels(item.decision.outcome, item.decision.rule).inc()
             if item.decision.outcome == "opened":
                 log.info("report_opened", project=item.signal.project, report_id=item.report_id, signal_id=item.signal.id)
 
 
-def _outgoing(item: Grouped, now: datetime) -> Outgoing:
+def _outgoing(item: Grouped, now: datetime, trace: str) -> Outgoing:
     signal = item.signal
     fact = GroupUpdated(
         project=signal.project,
@@ -99,7 +100,8 @@ def _outgoing(item: Grouped, now: datetime) -> Outgoing:
         decided_at=item.decided_at or now,
     )
     message_id = f"group-{signal.project}-{signal.id}"
-    return Outgoing(GROUPS_UPDATED, fact, message_id, {"project": signal.project}, about=item.report_id)
+    with telemetry.part("group signal", trace, loopwright__grouping__outcome=item.decision.outcome, loopwright__report__id=item.report_id):
+        return Outgoing(GROUPS_UPDATED, fact, message_id, {"project": signal.project}, about=item.report_id)
 
 
 def report_id_for(signal: Signal) -> str:

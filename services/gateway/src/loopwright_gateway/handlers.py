@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any
 
 import structlog
+from loopwright_common import telemetry
 from loopwright_common.bus import Received, Timer
 from loopwright_common.clock import Clock
 from loopwright_common.contracts.changes import (
@@ -56,12 +57,17 @@ class Facts:
         async with self._store.transaction() as unit:
             new = await unit.unseen([message.payload.signal.id for message in batch])
             by_report: dict[str, list[GroupUpdated]] = defaultdict(list)
+            traces: dict[str, list[str]] = defaultdict(list)
             for message in batch:
                 if message.payload.signal.id in new:
                     new.discard(message.payload.signal.id)  # the same signal twice in one batch is one signal
                     by_report[message.payload.report_id].append(message.payload)
+                    traces[message.payload.report_id].append(message.envelope.traceparent)
             for report_id, facts in by_report.items():
-                await self._take(unit, report_id, facts, now)
+                # The newest signal is the one that made the report ready, if anything did: what follows goes on in its trace.
+                *others, newest = traces[report_id]
+                with telemetry.part("take signals", newest, others, loopwright__report__id=report_id):
+                    await self._take(unit, report_id, facts, now)
 
     async def _take(self, unit: Unit, report_id: str, facts: list[GroupUpdated], now: datetime) -> None:
         report = await self._resolve(unit, report_id) or await self._open(unit, report_id, facts[0], now)

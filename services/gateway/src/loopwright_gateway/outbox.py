@@ -7,6 +7,7 @@ import contextlib
 from datetime import UTC, datetime
 
 import structlog
+from loopwright_common import telemetry
 from loopwright_common.bus import Bus, Outgoing, Timer
 from loopwright_common.contracts.configuration import CONFIG_BUCKET, PublishedProject
 from loopwright_common.contracts.subjects import SUBJECTS
@@ -82,7 +83,8 @@ class Dispatcher:
             await self._publish(messages)
             messages = []
             if item.kind == TIMER:
-                await self._bus.schedule(Timer.model_validate_json(item.payload))
+                with telemetry.continued(item.traceparent):
+                    await self._bus.schedule(Timer.model_validate_json(item.payload))
             elif item.kind == CONFIG:
                 await self._publish_project(item)
         await self._publish(messages)
@@ -125,4 +127,5 @@ class Dispatcher:
 
 def _outgoing(item: OutboxItem) -> Outgoing:
     subject = BY_PATTERN[item.kind]
-    return Outgoing(subject, subject.payload.model_validate_json(item.payload), item.message_id, item.tokens, item.about)
+    payload = subject.payload.model_validate_json(item.payload)
+    return Outgoing(subject, payload, item.message_id, item.tokens, item.about, item.traceparent)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from loopwright_common import telemetry
 from loopwright_common.contracts.reports import ReportState
 
 RELEASES_MAX = 100
@@ -100,7 +101,10 @@ class ChangeRecord:
 
 @dataclass(frozen=True)
 class OutboxItem:
-    """Something to do once the transaction stands: publish a fact, set or cancel a timer, publish a configuration."""
+    """Something to do once the transaction stands: publish a fact, set or cancel a timer, publish a configuration.
+
+    ``traceparent`` is the trace in which it was decided; whichever replica sends it goes on in that one.
+    """
 
     kind: str
     tokens: dict[str, str]
@@ -108,6 +112,7 @@ class OutboxItem:
     about: str
     payload: str
     id: int = 0
+    traceparent: str = field(default_factory=telemetry.traceparent)
 
 
 @dataclass(frozen=True)

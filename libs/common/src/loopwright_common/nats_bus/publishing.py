@@ -56,7 +56,7 @@ class Publisher:
         self._singles = asyncio.Semaphore(SINGLES_IN_FLIGHT_MAX)
         self._batches = asyncio.Semaphore(BATCHES_IN_FLIGHT_MAX)
 
-    def prepare(self, message: Outgoing, traceparent: str, now: datetime) -> Prepared:
+    def prepare(self, message: Outgoing, now: datetime) -> Prepared:
         """The message with its envelope. Raises MessageTooLarge, ValueError for tokens or ids that cannot be sent."""
         envelope = Envelope(
             id=message.message_id,
@@ -64,7 +64,7 @@ class Publisher:
             type=message.subject.event_type,
             subject=message.about,
             time=now,
-            traceparent=traceparent,
+            traceparent=message.traceparent or telemetry.traceparent(),
         )
         subject = message.subject.name(**message.tokens)
         prepared = Prepared(message.subject.stream, subject, envelope.headers(), message.payload.model_dump_json().encode())
@@ -77,7 +77,7 @@ class Publisher:
             raise MessageTooLarge(f"the message for {prepared.subject} has {prepared.size} bytes; the bus takes {limit}")
 
     async def publish(self, message: Outgoing) -> Ack:
-        return await self.store(self.prepare(message, telemetry.traceparent(), datetime.now(UTC)))
+        return await self.store(self.prepare(message, datetime.now(UTC)))
 
     async def store(self, prepared: Prepared) -> Ack:
         """Stores one prepared message."""
@@ -87,8 +87,8 @@ class Publisher:
             return await _ack(prepared, future)
 
     async def publish_batch(self, messages: Sequence[Outgoing]) -> list[Ack]:
-        traceparent, now = telemetry.traceparent(), datetime.now(UTC)
-        prepared = [self.prepare(message, traceparent, now) for message in messages]
+        now = datetime.now(UTC)
+        prepared = [self.prepare(message, now) for message in messages]
         acks: dict[int, Ack] = {}
         by_stream: dict[str, list[int]] = {}
         for index, item in enumerate(prepared):

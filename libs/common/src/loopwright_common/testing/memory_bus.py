@@ -296,7 +296,7 @@ class MemoryBus:
             type=message.subject.event_type,
             subject=message.about,
             time=self.broker.clock.now(),
-            traceparent=telemetry.traceparent(),
+            traceparent=message.traceparent or telemetry.traceparent(),
         )
         await asyncio.sleep(0)
         return self.broker.store(message.subject.stream, subject, envelope.headers(), message.payload.model_dump_json().encode())

@@ -276,6 +276,7 @@ outbox = Table(
     Column("message_id", String(512), nullable=False),
     Column("about", String(512), nullable=False),
     Column("payload", Text, nullable=False),
+    Column("traceparent", String(64), nullable=False, server_default=""),
 )
 
 events = Table(

@@ -64,7 +64,9 @@ def change_of(row: Mapping[Any, Any]) -> ChangeRecord:
 
 
 def outbox_item(row: Mapping[Any, Any]) -> OutboxItem:
-    return OutboxItem(row["kind"], json.loads(row["tokens"]), row["message_id"], row["about"], row["payload"], row["id"])
+    return OutboxItem(
+        row["kind"], json.loads(row["tokens"]), row["message_id"], row["about"], row["payload"], row["id"], row["traceparent"]
+    )
 
 
 class SqlUnit:
@@ -431,6 +433,7 @@ class SqlUnit:
             "message_id": item.message_id,
             "about": item.about,
             "payload": item.payload,
+            "traceparent": item.traceparent,
         }
         await self._connection.execute(t.outbox.insert().values(values))
 
