@@ -121,6 +121,8 @@ class Service:
 
     async def _find_sandbox(self) -> None:
         try:
+            if self._settings.sandbox == "kubernetes":
+                raise NoSandbox("Jobs cannot be run yet.")
             self._sandbox, findings = await choose(self._settings.sandbox)
             self._sandbox_reason = findings[-1].reason
             log.info("sandbox_holds", isolation=self._sandbox.isolation, facts=self._sandbox_reason)

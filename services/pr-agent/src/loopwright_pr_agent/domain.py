@@ -83,6 +83,7 @@ class Progress(Contract):
     ending: Ending | None = None
     failed: ChangeFailed | None = None
     updates: int = 0  # how many times ``updated`` was said: numbers its message ids
+    traceparent: Line = ""  # of the request: what is seen on the forge days later is still part of its trace
 
 
 @dataclass(frozen=True)

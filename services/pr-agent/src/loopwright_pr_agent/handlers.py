@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Any
 
 import structlog
+from loopwright_common import telemetry
 from loopwright_common.bus import Bus, Conflict, MessageTooLarge, Outgoing, Received
 from loopwright_common.clock import Clock
 from loopwright_common.contracts.base import Contract
@@ -62,7 +63,8 @@ class Changing:
         request: ChangeRequested = received.payload
         kept = await self._store.get(request.project, request.change_id)
         if kept is None:
-            kept = await self._store.create(domain.begin(request, "main", service_of(request)), request.investigation)
+            begun = domain.begin(request, "main", service_of(request)).model_copy(update={"traceparent": telemetry.traceparent()})
+            kept = await self._store.create(begun, request.investigation)
             log.info("change_started", change_id=request.change_id, report_id=request.report.id)
         runs: list[SandboxRun] = []
         try:
@@ -266,7 +268,8 @@ class Changing:
         updated = domain.seen(kept.progress, seen.pull_request, domain.with_details(change.checks, seen.checks), self._clock.now())
         if updated is not None and updated.change is not None:
             # Said before it is stored: a crash in between says it again under the same id.
-            await self._say(CHANGES_UPDATED, updated.change, f"updated:{updated.updates}", updated)
+            with telemetry.part("pull request updated", updated.traceparent):
+                await self._say(CHANGES_UPDATED, updated.change, f"updated:{updated.updates}", updated)
             await self._store.update(kept, updated)
 
     async def _end(self, kept: Kept, seen: PullRequestSeen) -> None:
@@ -278,7 +281,8 @@ class Changing:
         by = wish.by if wish is not None and theirs else f"forge:{seen.ended_by or 'somebody'}"[:512]
         reason = wish.reason if wish is not None and theirs else ""
         ending = Ending(by=by, at=at, commit=seen.merge_commit if merged else None, reason=reason)
-        await self._say_ending(kept.progress, ending)
+        with telemetry.part(f"pull request {seen.pull_request.state}", kept.progress.traceparent):
+            await self._say_ending(kept.progress, ending)
         log.info("change_ended", change_id=kept.progress.change_id, state=seen.pull_request.state, by=by)
         await self._store.update(kept, domain.ended(kept.progress, ending, now))
 

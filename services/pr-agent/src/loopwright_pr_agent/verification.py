@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from loopwright_common import telemetry
 from loopwright_common.contracts.changes import ProofLevel, SandboxRun
 from loopwright_common.contracts.signals import Signal
 from loopwright_repositories.checkout import Checkout
@@ -145,7 +146,11 @@ class Verification:
             inputs=_inputs(self.signals),
             limits=replace(self.limits, wall_seconds=wall_seconds, cpu_seconds=max(1, int(wall_seconds))),
         )
-        result: RunResult = await self.sandbox.run(request)
+        # The sandbox adds what only it knows, such as the name of its Job.
+        with telemetry.span("sandbox run", loopwright__sandbox__step=step, loopwright__sandbox__isolation=self.sandbox.isolation):
+            result: RunResult = await self.sandbox.run(request)
+            exit_code = result.exit_code if result.exit_code is not None else -1
+            telemetry.annotate(loopwright__sandbox__outcome=result.outcome, loopwright__sandbox__exit_code=exit_code)
         self.facts = result.facts
         run = SandboxRun(
             step=step,

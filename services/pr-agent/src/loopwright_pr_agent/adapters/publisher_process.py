@@ -10,6 +10,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from loopwright_common import telemetry
 from loopwright_common.contracts.configuration import RepositoryConfig
 from loopwright_repositories.errors import ForgeConflict, ForgeNotFound, ForgeRefused, ForgeUnavailable
 from pydantic import ValidationError
@@ -76,6 +77,11 @@ class PublisherProcess:
         )
 
     async def _run(self, job: Job, seconds_max: float = JOB_SECONDS_MAX) -> Result:
+        # The span is ours: the process that holds the tokens talks to the forge and to nobody else.
+        with telemetry.span(f"publisher {job.action}"):
+            return await self._run_once(job, seconds_max)
+
+    async def _run_once(self, job: Job, seconds_max: float) -> Result:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",

@@ -18,7 +18,7 @@ from loopwright_pr_agent.sandbox.bubblewrap import BubblewrapSandbox, interprete
 from loopwright_pr_agent.sandbox.landlock import LandlockSandbox
 from loopwright_pr_agent.sandbox.port import MIB, Limits, NoSandbox, RunRequest, Sandbox, SandboxError
 
-Choice = Literal["auto", "bubblewrap", "landlock"]
+Choice = Literal["auto", "bubblewrap", "landlock"]  # of this host; a cluster is not looked for here
 REMEDY = (
     "Install bubblewrap (Debian, Ubuntu: apt install bubblewrap; Fedora: dnf install bubblewrap) and allow user namespaces "
     "(sysctl kernel.unprivileged_userns_clone=1 or kernel.apparmor_restrict_unprivileged_userns=0; in a container: "
