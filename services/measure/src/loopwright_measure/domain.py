@@ -52,6 +52,7 @@ class Pending(Contract):
     notes: tuple[ShortText, ...] = Field(default=(), max_length=NOTES_MAX)  # deploys that did not start it, and why
     result: Measurement | None = None
     done_at: UtcDatetime | None = None
+    traceparent: Line = ""  # of the merge: deploys and timers, days later, go on in its trace
 
     @property
     def measurement_id(self) -> str:

@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import structlog
+from loopwright_common import telemetry
 from loopwright_common.bus import Bus, Conflict, Outgoing, Received, Timer
 from loopwright_common.clock import Clock
 from loopwright_common.contracts.changes import ChangeMerged
@@ -61,7 +62,7 @@ class Measuring:
             return
         kept = await self._store.get(merged.project, merged.change_id)
         if kept is None:
-            kept = await self._store.create(pending)
+            kept = await self._store.create(pending.model_copy(update={"traceparent": telemetry.traceparent()}))
             log.info("measurement_waits_for_deploy", change_id=merged.change_id, commit=merged.merge_commit)
         if kept.pending.phase == "done":
             return
@@ -143,9 +144,10 @@ class Measuring:
 
     async def _say_started(self, pending: Pending) -> None:
         fact = domain.started(pending, self._clock.now())
-        await self._bus.publish(
-            Outgoing(MEASUREMENTS_STARTED, fact, derived_id("started", fact.id), {"project": pending.project}, pending.report_id)
-        )
+        with telemetry.part("measurement started", pending.traceparent):
+            await self._bus.publish(
+                Outgoing(MEASUREMENTS_STARTED, fact, derived_id("started", fact.id), {"project": pending.project}, pending.report_id)
+            )
         await self._schedule(pending)
 
     async def _look(self, kept: Kept) -> None:
@@ -189,12 +191,10 @@ class Measuring:
 
     async def _say(self, result: Measurement, pending: Pending) -> None:
         signal = domain.verdict_signal(pending, result)
-        await self._bus.publish(
-            Outgoing(MEASUREMENTS_COMPLETED, result, derived_id("completed", result.id), {"project": result.project}, result.report_id)
-        )
-        await self._bus.publish(
-            Outgoing(SIGNALS, signal, signal.id, {"project": result.project, "source": "measurement"}, result.report_id)
-        )
+        tokens = {"project": result.project}
+        with telemetry.part("verdict", pending.traceparent, loopwright__verdict=result.verdict.value):
+            await self._bus.publish(Outgoing(MEASUREMENTS_COMPLETED, result, derived_id("completed", result.id), tokens, result.report_id))
+            await self._bus.publish(Outgoing(SIGNALS, signal, signal.id, tokens | {"source": "measurement"}, result.report_id))
 
     async def _say_unmeasurable(self, merged: ChangeMerged) -> None:
         """No metric was fixed, so none can be measured: said at once rather than never."""
@@ -203,9 +203,10 @@ class Measuring:
 
     async def _schedule(self, pending: Pending, at: datetime | None = None) -> None:
         due_at = at or pending.next_look_at
-        await self._bus.schedule(
-            Timer(service=SERVICE, purpose=LOOK, key=pending.change_id, due_at=due_at, data={"project": pending.project})
-        )
+        with telemetry.continued(pending.traceparent):
+            await self._bus.schedule(
+                Timer(service=SERVICE, purpose=LOOK, key=pending.change_id, due_at=due_at, data={"project": pending.project})
+            )
 
     def _config(self, project: str) -> ProjectConfig | None:
         published = self._projects.get(project)
