@@ -44,8 +44,11 @@ check: setup-tests ## Lint, format, types, import direction
 bench: setup ## Benchmarks, each a ratio within its run
 	@$(PY) -m bench
 
-lock: ## Locks requirements.in anew
-	@$$($(PYTHON) tools/setup.py --uv) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate requirements.in -o requirements.lock
+LOCK = $$($(PYTHON) tools/setup.py --uv) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
+
+lock: ## Locks requirements.in anew, and of it what the image needs
+	@$(LOCK) requirements.in -o requirements.lock
+	@$(PYTHON) tools/image_requirements.py | $(LOCK) - --constraint requirements.lock -o requirements-image.lock
 
 clean: ## Removes what was made in the checkout, data included
 	rm -rf .venv .cache data dist
