@@ -50,6 +50,7 @@ PROGRAMS = (
         (f"{VERSION}.gitVersion={KUBERNETES}", f"{VERSION}.gitMajor=1", f"{VERSION}.gitMinor={KUBERNETES.split('.')[1]}"),
     ),
     Program("dns", ".", "coredns"),
+    Program("pause", ".", "pause"),
     Program("netpol", "github.com/cloudnativelabs/kube-router/v2/cmd/kube-router", "kube-router"),
     Program("helm", "helm.sh/helm/v4/cmd/helm", "helm"),
 )
