@@ -31,8 +31,11 @@ up: setup ## The stack for real use, in the foreground; Ctrl-C stops it
 doctor: setup ## What is missing on this machine, and the remedy
 	@$(PY) -m loopwright_cli doctor
 
-test: setup-tests ## All tests
+test: setup-tests ## All tests but those on Kubernetes
 	@$(PY) -m pytest
+
+test-k8s: setup-tests ## The tests on Kubernetes: KUBECONFIG's, kind's, or a node of its own
+	@$(PY) -m pytest tests/cluster
 
 check: setup-tests ## Lint, format, types, import direction
 	@.venv/bin/ruff check .
