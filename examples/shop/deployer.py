@@ -62,7 +62,10 @@ class Deployer:
         environment = {key: value for key, value in os.environ.items() if key not in ("SHOP_REPOSITORY_TOKEN", "SHOP_DEPLOY_KEY")}
         environment |= {"SHOP_RELEASE": commit, "SHOP_ENVIRONMENT": "production", "SHOP_FLUSH_SECONDS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
         new = subprocess.Popen(
-            [sys.executable, "-m", "shop", "--port", str(self.options.port)], cwd=folder, env=environment, stdout=subprocess.PIPE
+            [sys.executable, "-m", "shop", "--host", self.options.host, "--port", str(self.options.port)],
+            cwd=folder,
+            env=environment,
+            stdout=subprocess.PIPE,
         )
         try:
             self.wait_until_up(new)
@@ -121,6 +124,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--repository", required=True)
     options.add_argument("--folder", type=Path, required=True)
+    options.add_argument("--host", default="127.0.0.1")
     options.add_argument("--port", type=int, default=8480)
     options.add_argument("--ingest", default="http://127.0.0.1:8401")
     given = options.parse_args()

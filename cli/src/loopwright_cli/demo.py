@@ -89,7 +89,8 @@ class Demo:
         self.sample = root / "examples" / "shop"
         self.person = person
         self.api = Api(self.stack.url("gateway"), self.stack.operator_token)
-        self.shop_url = f"http://127.0.0.1:{self.stack.first_port + SHOP_PORT_OFFSET}"
+        self.shop_host = "127.0.0.1"  # where the shop listens
+        self.shop_url = f"http://127.0.0.1:{self.stack.first_port + SHOP_PORT_OFFSET}"  # where its health is asked
         self.outcome = Outcome()
         self._processes: list[subprocess.Popen[str]] = []
         self._deploys: queue.Queue[dict[str, Any]] = queue.Queue()
@@ -165,6 +166,7 @@ class Demo:
             self.outcome.guilty = self.outcome.commits[first["number"] + 1]["commit"]
             self.say(f"{len(self.outcome.commits)} commits of history laid down in {source}")
             self._apply(source, watched=False)
+            self._seed(source)
             dsn = self._key(["sentry:write"], "shop")["dsn"]
             self.deploy_key = self._key(["deploys:write"], "")["secret"]
             self.ticket_key = self._key(["signals:write"], "")["secret"]
@@ -185,6 +187,9 @@ class Demo:
         if not watched:
             project["services"][0]["health_checks"] = []
         self.wait("the project to be taken", lambda: self.api.put(f"/v1/projects/{PROJECT}", project))
+
+    def _seed(self, source: Path) -> None:
+        """Brings the shop's history to the forge: here the forge follows the folder by itself."""
 
     def _project(self, source: Path) -> dict[str, Any]:
         return {
@@ -223,7 +228,8 @@ class Demo:
         repository = f"{self.stack.url('forge')}/git/shop.git"
         port = str(self.stack.first_port + SHOP_PORT_OFFSET)
         command = [sys.executable, str(self.sample / "deployer.py"), "--repository", repository]
-        command += ["--folder", str(self.stack.data / "product" / "deployed"), "--port", port, "--ingest", self.stack.url("ingest")]
+        command += ["--folder", str(self.stack.data / "product" / "deployed"), "--host", self.shop_host]
+        command += ["--port", port, "--ingest", self.stack.url("ingest")]
         self._deployer = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True)
         self._processes.append(self._deployer)
 
