@@ -115,7 +115,7 @@ class CountingBus:
 
     async def publish_batch(self, messages: Sequence[Outgoing]) -> Any:
         acks = await self._bus.publish_batch(messages)
-        await self._counter.take(messages)
+        await self._counter.take([signal for message in messages for signal in message.payload.apart()])
         return acks
 
 

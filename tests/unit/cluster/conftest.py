@@ -82,7 +82,7 @@ class Flow:
     async def take(self, *signals):
         """Hand signals in as one batch; returns (report id, decision) for each, as published."""
         await self.grouping.handle([received(SIGNALS, signal, source=signal.source) for signal in signals])
-        facts = {fact.signal.id: fact for fact in self.bus.published(GROUPS_UPDATED)}
+        facts = {fact.signal.id: fact for fact in self.facts()}
         return [facts[signal.id] for signal in signals]
 
     async def transition(self, report_id, to_state, *, sequence=1, at=START, **fields):
@@ -99,8 +99,17 @@ class Flow:
         await self.regrouping.obey(received(COMMANDS_GROUPS, command))
         return self.bus.published(GROUPS_REGROUPED)[-1]
 
+    def told(self):
+        """What was published of each signal, as often as it was."""
+        return [fact for together in self.bus.published(GROUPS_UPDATED) for fact in together.apart()]
+
     def facts(self):
-        return self.bus.published(GROUPS_UPDATED)
+        """One fact for each signal, as it is counted: what was told again has to say the same."""
+        found = {}
+        for fact in self.told():
+            again = found.setdefault((fact.project, fact.signal.id), fact).model_copy(update={"decided_at": fact.decided_at})
+            assert again == fact, f"told differently: {again} {fact}"
+        return list(found.values())
 
 
 def received(subject, payload, **tokens):

@@ -41,6 +41,23 @@ async def test_signals_delivered_in_any_order_and_often_are_counted_once(gateway
         assert not truncated
 
 
+@pytest.mark.parametrize("seed", range(4))
+async def test_signals_told_of_together_and_again_in_other_company_are_counted_once(gateway: Any, seed: int) -> None:
+    rng = random.Random(seed)
+    facts = [gateway.group(f"s{number}", actor=rng.choice(["", "a", "b"])) for number in range(1_200)]
+    for _ in range(3):  # each time cut anew, as after a crash
+        start = 0
+        while start < len(facts):
+            end = start + rng.randrange(1, 700)
+            first, *others = facts[start:end]
+            together = first.model_copy(update={"more": tuple(fact.signal for fact in others)})
+            await gateway.give(s.GROUPS_UPDATED, together, f"cut{start}-{end}")
+            start = end
+    report = await gateway.report("r1")
+    assert report.signal_count == 1_200
+    assert report.people_count == 2
+
+
 async def test_exposure_told_twice_counts_once(gateway: Any) -> None:
     minute = gateway.clock.now()
     item = Exposure(id="e1", project="shop", service="shop", release="v2", minute=minute, count=40, errored=3)

@@ -68,6 +68,7 @@ class Received(Generic[M]):
     sequence: int
     attempt: int  # 1 on the first delivery
     project: str
+    payload_bytes: int = 0  # as it was stored
 
 
 Handler = Callable[[Received[Any]], Awaitable[None]]

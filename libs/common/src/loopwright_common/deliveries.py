@@ -98,7 +98,7 @@ class Reader:
             payload = subject.payload.model_validate_json(raw.payload)
         except ValidationError as error:
             raise Unreadable(f"the payload is not a {subject.payload.__name__}: {_brief(error)}") from error
-        return Received(raw.subject, payload, envelope, raw.stream, raw.sequence, raw.attempt, project)
+        return Received(raw.subject, payload, envelope, raw.stream, raw.sequence, raw.attempt, project, len(raw.payload))
 
 
 def _brief(error: Exception) -> str:

@@ -37,6 +37,9 @@ ProjectOf = Callable[[str], ProjectConfig | None]
 
 log = structlog.get_logger()
 
+# Signals counted in one transaction: a fact may tell of hundreds, and a database that is written to for seconds answers nobody.
+SIGNALS_AT_ONCE = 500
+
 
 class Facts:
     """All handlers of facts. ``project_of`` gives a project's configuration by name."""
@@ -53,16 +56,21 @@ class Facts:
 
     async def grouped(self, batch: Sequence[Received[GroupUpdated]]) -> None:
         """Counts each signal once on its report, opens reports, and makes those ready that are."""
+        apart = [(fact, message.envelope.traceparent) for message in batch for fact in message.payload.apart()]
+        for start in range(0, len(apart), SIGNALS_AT_ONCE):
+            await self._count(apart[start : start + SIGNALS_AT_ONCE])
+
+    async def _count(self, facts_and_traces: Sequence[tuple[GroupUpdated, str]]) -> None:
         now = self._clock.now()
         async with self._store.transaction() as unit:
-            new = await unit.unseen([message.payload.signal.id for message in batch])
+            new = await unit.unseen([fact.signal.id for fact, _ in facts_and_traces])
             by_report: dict[str, list[GroupUpdated]] = defaultdict(list)
             traces: dict[str, list[str]] = defaultdict(list)
-            for message in batch:
-                if message.payload.signal.id in new:
-                    new.discard(message.payload.signal.id)  # the same signal twice in one batch is one signal
-                    by_report[message.payload.report_id].append(message.payload)
-                    traces[message.payload.report_id].append(message.envelope.traceparent)
+            for fact, trace in facts_and_traces:
+                if fact.signal.id in new:
+                    new.discard(fact.signal.id)  # the same signal twice in one batch is one signal
+                    by_report[fact.report_id].append(fact)
+                    traces[fact.report_id].append(trace)
             for report_id, facts in by_report.items():
                 # The newest signal is the one that made the report ready, if anything did: what follows goes on in its trace.
                 *others, newest = traces[report_id]

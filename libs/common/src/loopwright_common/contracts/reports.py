@@ -36,8 +36,14 @@ class GroupingDecision(Contract):
     degraded: bool = False  # the embedding was not the real one
 
 
+SIGNALS_PER_FACT_MAX = 1_000
+
+
 class GroupUpdated(Contract):
-    """Cluster's fact, one per signal: it belongs to ``report_id``. ``Nats-Msg-Id`` is derived from the signal's id."""
+    """Cluster's fact: a signal belongs to ``report_id``, and so do ``more`` of the same project, for the same reason.
+
+    Each signal is told of at least once: after a crash it may come again, in other company, so who counts does so by signal id.
+    """
 
     project: Name
     report_id: Identifier
@@ -45,6 +51,14 @@ class GroupUpdated(Contract):
     decision: GroupingDecision
     recurrence_of: Identifier | None = None  # on the signal that opens the report
     decided_at: UtcDatetime
+    # A flood of a known problem is many signals with one decision: told together, they are stored and read in one piece.
+    more: tuple[Signal, ...] = Field(default=(), max_length=SIGNALS_PER_FACT_MAX - 1)
+
+    def apart(self) -> list[GroupUpdated]:
+        """The fact as one for each signal, in order."""
+        if not self.more:
+            return [self]
+        return [self.model_copy(update={"signal": signal, "more": ()}) for signal in (self.signal, *self.more)]
 
 
 class ReportsRegrouped(Contract):
