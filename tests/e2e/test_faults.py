@@ -11,10 +11,8 @@ import random
 import signal
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +25,14 @@ from loopwright_cli.supervisor import Supervisor
 from loopwright_common.contracts.signals import Signal
 from rich.console import Console
 
+from tests.audit import AUDIT, Integrator, begin, counted
+
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
 
 SEEDS = [int(seed) for seed in os.environ.get("LOOPWRIGHT_FAULT_SEEDS", "11").split()]
 STAGES = 8  # of the demo's nine: after the last nothing is left to happen
 DELAY_SECONDS_MAX = 4.0
 COUNTED_SECONDS_MAX = 90.0
-EVERY_SECONDS = 0.25
-AUDIT = "audit"
 
 
 class Killer:
@@ -82,52 +80,6 @@ class KilledDemo(Demo):
             yield stage
 
 
-@dataclass
-class Integrator:
-    """Posts tickets of its own all the while, each until it is taken, some twice. Their project is never promoted: it only counts."""
-
-    url: str
-    key: str
-    rng: random.Random
-    accepted: set[str] = field(default_factory=set)
-    refusals: Counter[int] = field(default_factory=Counter)
-    _over: threading.Event = field(default_factory=threading.Event)
-
-    def start(self) -> None:
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._over.set()
-        self._thread.join(60)
-        assert not self._thread.is_alive()
-
-    def _run(self) -> None:
-        api, number = Api(self.url, self.key), 0
-        while not self._over.wait(EVERY_SECONDS):
-            number += 1
-            ticket = {
-                "id": f"ticket-{number}",
-                "kind": "ticket",
-                "title": f"Parcel {self.rng.choice('abcdef')} came late",
-                "service": "parcels",
-            }
-            for _ in range(2 if self.rng.random() < 0.2 else 1):
-                self._post(api, ticket)
-
-    def _post(self, api: Api, ticket: dict[str, Any]) -> None:
-        for _ in range(300):
-            try:
-                result = api.post("/v1/signals", ticket)["results"][0]
-            except ApiFailed as error:
-                self.refusals[error.status] += 1
-                time.sleep(0.1)
-                continue
-            assert result["outcome"] in ("accepted", "duplicate"), result
-            self.accepted.add(ticket["id"])
-            return
-
-
 async def stored_signals(stack: Stack) -> dict[str, set[str]]:
     """Project -> the ids of all signals that the stream holds: what was accepted."""
     client = await nats.connect(
@@ -149,12 +101,6 @@ async def stored_signals(stack: Stack) -> dict[str, set[str]]:
         await client.close()
 
 
-def counted(api: Api, project: str) -> int:
-    """The signals that the reports of a project count. A report's own verdict is on it, and not counted as an occurrence."""
-    rows = list(api.pages("/v1/reports", 1_000, project=project))
-    return sum(sum(row["kinds"].values()) for row in rows)
-
-
 @pytest.mark.parametrize("seed", SEEDS)
 async def test_the_loop_closes_though_every_part_is_killed_once(
     seed: int, root: Path, tmp_path: Path, first_port: int, sandbox_holds: None
@@ -164,9 +110,7 @@ async def test_the_loop_closes_though_every_part_is_killed_once(
         demo = KilledDemo(Console(width=150, highlight=False), supervisor, root, person=False)
         demo.killer = Killer(supervisor, seed)
         print(f"seed {seed}: " + ", ".join(f"{part} in stage {stage} after {delay:.1f} s" for stage, part, delay in demo.killer.plan))
-        demo.api.put(f"/v1/projects/{AUDIT}", {"name": AUDIT, "services": [{"name": "parcels"}], "promotion": {"minimum_weight": 1e9}})
-        key = demo.api.post(f"/v1/projects/{AUDIT}/keys", {"scopes": ["signals:write"], "service": "", "label": "audit"})
-        integrator = Integrator(stack.url("ingest"), key["secret"], random.Random(seed))
+        integrator = Integrator(stack.url("ingest"), begin(demo.api), random.Random(seed))
         integrator.start()
         try:
             outcome = demo.play()
