@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import yaml
+from loopwright_common.testing.otlp_receiver import LOOP, LOOP_AFTER_THE_MERGE, OtlpReceiver, orphans
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(420)]
 
@@ -27,9 +28,15 @@ Loopwright = Callable[..., Any]
 
 
 @contextmanager
-def demo_left_running(root: Path, data: Path, first_port: int) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
-    """``make demo KEEP=1`` up to where it has played, with what it said."""
-    environment = os.environ | {"KEEP": "1", "LOOPWRIGHT_DEMO_DATA": str(data), "LOOPWRIGHT_PORT": str(first_port), "COLUMNS": "160"}
+def demo_left_running(root: Path, data: Path, first_port: int, otlp: str) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
+    """``make demo KEEP=1`` up to where it has played, with what it said. Traces go to ``otlp``."""
+    environment = os.environ | {
+        "LOOPWRIGHT_OTLP_ENDPOINT": otlp,
+        "KEEP": "1",
+        "LOOPWRIGHT_DEMO_DATA": str(data),
+        "LOOPWRIGHT_PORT": str(first_port),
+        "COLUMNS": "160",
+    }
     environment.pop("PACE", None)
     process = subprocess.Popen(
         [sys.executable, "-m", "loopwright_cli", "demo"],
@@ -66,10 +73,11 @@ def test_the_loop_closes_on_the_sample_and_a_repository_of_ones_own_is_looked_in
     root: Path, tmp_path: Path, first_port: int, loopwright: Loopwright, git: Callable[..., str], sandbox_holds: None
 ) -> None:
     data = tmp_path / "data"
-    with demo_left_running(root, data, first_port) as (process, said):
+    with OtlpReceiver() as receiver, demo_left_running(root, data, first_port, receiver.endpoint) as (process, said):
         text = "".join(said)
         assert "the loop is closed" in text
         check_the_sample(loopwright, git, data)
+        check_the_trace(receiver)
         check_ones_own(loopwright, git, tmp_path)
         pids = {file.stem: int(file.read_text()) for file in (data / "run").glob("*.pid")}
         assert len(pids) == 8
@@ -128,6 +136,22 @@ def check_the_sample(loopwright: Loopwright, git: Callable[..., str], data: Path
         "held",
     ]
     assert any("Robin Vale" in entry["reason"] or entry["actor"].startswith("person:") for entry in report["timeline"])
+
+
+def check_the_trace(receiver: OtlpReceiver) -> None:
+    """One trace, from the request that brought the signal to the verdict on the change."""
+    spans = receiver.wait_for_trace((*LOOP, *LOOP_AFTER_THE_MERGE))
+    assert orphans(spans) == []
+    assert len([span for span in spans if not span.parent_id]) == 1
+    runs = [span for span in spans if span.name == "sandbox run"]
+    steps = {str(span.attributes["loopwright.sandbox.step"]) for span in runs}
+    assert any("baseline.reproduce" in step for step in steps)
+    assert any(step.startswith("verify.") for step in steps)
+    assert all(span.attributes["loopwright.sandbox.isolation"] and span.attributes["loopwright.sandbox.outcome"] for span in runs)
+    assert all(span.resource["service.version"] and span.resource["service.namespace"] == "loopwright" for span in spans)
+    merge = next(span for span in spans if span.name == "pull request merged")
+    assert merge.links  # the merge was asked for by a person, in a request of its own
+    assert set(merge.links).isdisjoint({merge.trace_id})
 
 
 FAILING = """
