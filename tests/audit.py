@@ -29,6 +29,7 @@ class Integrator:
     url: str
     key: str
     rng: random.Random
+    prefix: str = ""
     accepted: set[str] = field(default_factory=set)
     refusals: Counter[int] = field(default_factory=Counter)
     _over: threading.Event = field(default_factory=threading.Event)
@@ -47,7 +48,7 @@ class Integrator:
         while not self._over.wait(EVERY_SECONDS):
             number += 1
             ticket = {
-                "id": f"ticket-{number}",
+                "id": f"{self.prefix}ticket-{number}",
                 "kind": "ticket",
                 "title": f"Parcel {self.rng.choice('abcdef')} came late",
                 "service": "parcels",

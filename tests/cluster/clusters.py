@@ -44,9 +44,9 @@ class Cluster:
     registry: str = ""
     node: Node | None = None
 
-    def kubectl(self, *arguments: str, stdin: str | None = None, timeout: float = 300.0) -> str:
-        """kubectl's output. Raises ClusterFailed."""
-        return self._run("kubectl", arguments, stdin, timeout)
+    def kubectl(self, *arguments: str, stdin: str | None = None, timeout: float = 300.0, expected: tuple[int, ...] = (0,)) -> str:
+        """kubectl's output. Raises ClusterFailed on other exit codes than those expected."""
+        return self._run("kubectl", arguments, stdin, timeout, expected)
 
     def helm(self, *arguments: str, stdin: str | None = None, timeout: float = 900.0) -> str:
         """helm's output. Raises ClusterFailed."""
@@ -94,14 +94,14 @@ class Cluster:
             running[-1].terminate()
             running[-1].wait(10)
 
-    def _run(self, program: str, arguments: Sequence[str], stdin: str | None, timeout: float) -> str:
+    def _run(self, program: str, arguments: Sequence[str], stdin: str | None, timeout: float, expected: tuple[int, ...] = (0,)) -> str:
         environment = os.environ | {"KUBECONFIG": str(self.kubeconfig)}
         command = [str(self.programs / program), *arguments]
         try:
             done = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False, timeout=timeout, env=environment)
         except subprocess.TimeoutExpired as error:
             raise ClusterFailed(f"{program} {' '.join(arguments)} took more than {timeout:g} s") from error
-        if done.returncode:
+        if done.returncode not in expected:
             raise ClusterFailed(f"{program} {' '.join(arguments)}: {done.stderr[-3_000:]}{done.stdout[-1_000:]}")
         return done.stdout
 

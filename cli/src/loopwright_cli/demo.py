@@ -86,6 +86,7 @@ class Demo:
         self.console = console
         self.supervisor = supervisor
         self.stack = supervisor.stack
+        self.project = PROJECT  # the name of the project, and of its repository
         self.sample = root / "examples" / "shop"
         self.person = person
         self.api = Api(self.stack.url("gateway"), self.stack.operator_token)
@@ -186,20 +187,20 @@ class Demo:
         project = self._project(source)
         if not watched:
             project["services"][0]["health_checks"] = []
-        self.wait("the project to be taken", lambda: self.api.put(f"/v1/projects/{PROJECT}", project))
+        self.wait("the project to be taken", lambda: self.api.put(f"/v1/projects/{self.project}", project))
 
     def _seed(self, source: Path) -> None:
         """Brings the shop's history to the forge: here the forge follows the folder by itself."""
 
     def _project(self, source: Path) -> dict[str, Any]:
         return {
-            "name": PROJECT,
+            "name": self.project,
             "title": "The sample shop",
-            "repositories": [{"name": "shop", "forge": "local", "source": str(source)}],
+            "repositories": [{"name": self.project, "forge": "local", "source": str(source)}],
             "services": [
                 {
                     "name": "shop",
-                    "repository": "shop",
+                    "repository": self.project,
                     "health_checks": [
                         {"name": "checkout", "url": f"{self.shop_url}/health/checkout", "interval": 1, "failures_before_signal": 3}
                     ],
@@ -211,12 +212,12 @@ class Demo:
 
     def _key(self, scopes: list[str], service: str) -> dict[str, Any]:
         body = {"scopes": scopes, "service": service, "label": "demo"}
-        key: dict[str, Any] = self.wait("a key", lambda: self.api.post(f"/v1/projects/{PROJECT}/keys", body))
+        key: dict[str, Any] = self.wait("a key", lambda: self.api.post(f"/v1/projects/{self.project}/keys", body))
         return key
 
     def _repository_is_there(self) -> bool:
         forge = Api(self.stack.url("forge"), self.stack.secret("forge_read_token"))
-        return bool(forge.get("/api/v1/repos/shop").get("head_commit"))
+        return bool(forge.get(f"/api/v1/repos/{self.project}").get("head_commit"))
 
     def _start_deployer(self, dsn: str) -> None:
         environment = os.environ | {
@@ -225,7 +226,7 @@ class Demo:
             "SHOP_SENTRY_DSN": dsn,
         }
         log = (self.stack.logs / "deployer.log").open("a")
-        repository = f"{self.stack.url('forge')}/git/shop.git"
+        repository = f"{self.stack.url('forge')}/git/{self.project}.git"
         port = str(self.stack.first_port + SHOP_PORT_OFFSET)
         command = [sys.executable, str(self.sample / "deployer.py"), "--repository", repository]
         command += ["--folder", str(self.stack.data / "product" / "deployed"), "--host", self.shop_host]
@@ -283,7 +284,7 @@ class Demo:
             self.say(f"one report: [bold]{plain(self.outcome.report['title'])}[/] ({stage.said})")
 
     def _with_kinds(self, kinds: set[str]) -> bool:
-        for row in self.api.get("/v1/reports", project=PROJECT)["items"]:
+        for row in self.api.get("/v1/reports", project=self.project)["items"]:
             if kinds <= set(row["kinds"]):
                 self.outcome.report = self.api.get(f"/v1/reports/{row['id']}")
                 return True

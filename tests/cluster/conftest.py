@@ -1,0 +1,51 @@
+"""The cluster, the images and one installed release, shared by all tests here."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.binaries import CannotBuild
+from tests.cluster.clusters import Cluster, ClusterFailed, running
+from tests.cluster.node import NodeFailed
+from tests.cluster.release import CHART, INSTALL_TIMEOUT, NAMESPACE, RELEASE, Release
+
+CI = os.environ.get("CI", "") not in ("", "0", "false")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker(pytest.mark.cluster)
+            if item.get_closest_marker("timeout") is None:
+                item.add_marker(pytest.mark.timeout(900))  # the first test of a session waits for the cluster and the images
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """A cluster with the product's images. Where none can be had it is said; in CI that is an error."""
+    from tests.cluster.images import bring_images  # what needs no cluster needs no images
+
+    try:
+        with running() as found:
+            found.load([image.archive for image in bring_images().values()])
+            yield found
+    except (CannotBuild, NodeFailed) as error:
+        if CI:
+            pytest.fail(f"no cluster for the tests: {error}")
+        pytest.skip(f"no cluster for the tests: {error}")
+
+
+@pytest.fixture(scope="session")
+def release(cluster: Cluster) -> Release:
+    """The chart installed with its default values, every pod Ready."""
+    with contextlib.suppress(ClusterFailed):
+        cluster.helm("uninstall", RELEASE, "--namespace", NAMESPACE, "--wait")
+    made = Release(cluster)
+    made.helm("install", str(CHART), "--create-namespace", "--wait", "--timeout", INSTALL_TIMEOUT)
+    return made
