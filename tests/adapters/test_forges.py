@@ -766,3 +766,41 @@ async def test_tokens_come_from_a_file_and_anonymous_reading_is_a_setting(tmp_pa
                 await anyone.ensure_repository("other")
     finally:
         running.stop()
+
+
+async def test_tokens_come_from_a_folder_too_and_further_names_are_answered_to(tmp_path):
+    (tmp_path / "f").mkdir()
+    folder = tmp_path / "tokens"
+    folder.mkdir()
+    for scope, token in (("read", READ), ("write", WRITE), ("merge", MERGE)):
+        (folder / scope).write_text(f"{token}x\n")
+    running = Server(
+        tmp_path / "f" / "data", LOOPWRIGHT_FORGE_TOKENS_FILE=str(folder), LOOPWRIGHT_FORGE_PUBLIC_URL="https://forge.example.org",
+        LOOPWRIGHT_FORGE_ALLOWED_HOSTS="loopwright-forge, loopwright-forge.loop",
+    )  # fmt: skip
+    running.start()
+    try:
+        async with running.forge(MERGE + "x") as merger, running.forge(READ + "x") as reader:
+            await merger.ensure_repository("shop")
+            with pytest.raises(ForgeRefused, match="403"):
+                await reader.ensure_repository("other")
+        async with httpx.AsyncClient(base_url=running.url, headers={"Authorization": f"Bearer {READ}x"}) as client:
+            for name, status in (("forge.example.org", 200), ("loopwright-forge.loop:8406", 200), ("evil.example.org", 403)):
+                assert (await client.get("/repos/shop", headers={"Host": name})).status_code == status, name
+    finally:
+        running.stop()
+
+
+def test_a_folder_of_tokens_without_one_of_them_stops_the_start(tmp_path):
+    (tmp_path / "read").write_text(READ)
+    settings = {"LOOPWRIGHT_FORGE_TOKENS_FILE": str(tmp_path), "PATH": os.environ["PATH"]}
+    done = subprocess.run(
+        [sys.executable, "-m", "loopwright_repositories.local_forge"],
+        env=settings,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2
+    assert f"{tmp_path / 'write'} cannot be read" in done.stderr

@@ -25,6 +25,7 @@ from loopwright_gateway.adapters import tables as t
 from loopwright_gateway.adapters.accounts import SqlAccounts
 from loopwright_gateway.adapters.inbox import Inbox
 from loopwright_gateway.adapters.store import SqlStore
+from loopwright_gateway.migrate import migrate
 from loopwright_gateway.ports import ReportQuery
 from loopwright_gateway.records import ChangeRecord, OutboxItem, Report, SeenSignal, TimelineEntry
 from sqlalchemy import inspect, text
@@ -367,6 +368,49 @@ async def test_a_nul_in_a_title_is_no_reason_to_fail(store: SqlStore) -> None:
         await unit.remember([seen("s1", actor="x")], START)
     assert found is not None
     assert (found.title, found.services) == ("a\ufffdb", ["s\x00"])
+
+
+async def test_a_database_that_is_ahead_of_this_program_is_left_as_it_is(store: SqlStore) -> None:
+    """After a rollback the program before meets the newer tables."""
+    async with store.transaction() as unit:
+        await unit._connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    await store.migrate()
+    await save(store, report())
+    async with store.read() as connection:
+        assert (await connection.execute(text("SELECT version_num FROM alembic_version"))).scalar_one() == "9999"
+
+
+async def test_a_migration_waits_for_a_server_that_is_still_to_come(postgres: Postgres) -> None:
+    name = f"t{time.monotonic_ns()}"
+    postgres.database(name)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    url = f"postgresql+asyncpg://tester@127.0.0.1:{port}/{name}"
+    with pytest.raises(OSError):
+        await migrate(url)
+    waiting = asyncio.create_task(migrate(url, wait_seconds=60))
+    await asyncio.sleep(0.2)
+    assert not waiting.done()
+
+    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there = await asyncio.open_connection("127.0.0.1", postgres.port)
+
+        async def copy(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+            while data := await source.read(65_536):
+                target.write(data)
+                await target.drain()
+            target.close()
+
+        await asyncio.gather(copy(reader, there[1]), copy(there[0], writer), return_exceptions=True)
+
+    async with await asyncio.start_server(forward, "127.0.0.1", port):
+        await waiting
+        store = SqlStore.open(url)
+        try:
+            await save(store, report())
+        finally:
+            await store.close()
 
 
 def test_sqlite_survives_a_killed_writer_without_losing_what_was_committed(tmp_path: Path) -> None:

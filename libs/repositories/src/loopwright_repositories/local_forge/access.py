@@ -40,8 +40,10 @@ def check_host(headers: Headers, settings: ForgeSettings) -> None:
     """Refuses a request that names a host we are not: a web page elsewhere may point its own name at loopback (DNS rebinding)."""
     named = urlsplit("//" + headers.get("host", "")).hostname or ""
     ours = {urlsplit(settings.base_url).hostname or "", settings.host, *_LOOPBACK_NAMES}
+    ours |= {name.strip().lower() for name in settings.allowed_hosts.split(",") if name.strip()}
     if named not in ours:
-        raise Problem(403, f"this forge is not {named[:100]!r}; set LOOPWRIGHT_FORGE_PUBLIC_URL to the name people use")
+        remedy = "set LOOPWRIGHT_FORGE_PUBLIC_URL to the name people use, or add it to LOOPWRIGHT_FORGE_ALLOWED_HOSTS"
+        raise Problem(403, f"this forge is not {named[:100]!r}; {remedy}")
 
 
 def _token(authorization: str) -> str:

@@ -34,11 +34,12 @@ class ForgeSettings(BaseSettings):
     port: int = Field(default=8406, ge=1, le=65_535)  # beside the services' 8400 to 8405; fixed, since clone URLs hold it
     data: Path = Path("data/forge")  # beside the other services' state
     public_url: AnyHttpUrl | None = None  # by default http://<host>:<port>; set it when people reach the forge by another name
+    allowed_hosts: str = ""  # more names it answers to, separated by commas: a service in a cluster is reached by several
     read_token: SecretStr | None = None
     write_token: SecretStr | None = None
     merge_token: SecretStr | None = None
     tokens_file: Path | None = (
-        None  # lines of "read|write|merge <token>"; for more than one token of a kind, or to keep them out of the environment
+        None  # lines of "read|write|merge <token>", or a folder with files read, write and merge, as Kubernetes mounts a Secret
     )
     anonymous_read: bool = False  # on one machine a link in the inbox should open without a password; on a shared one it should not
     push_bytes_max: int = Field(
@@ -103,7 +104,14 @@ def load_tokens(settings: ForgeSettings) -> Tokens:
     ):
         if secret is not None:
             add(secret.get_secret_value(), access, PREFIX + name)
-    if settings.tokens_file is not None:
+    if settings.tokens_file is not None and settings.tokens_file.is_dir():
+        for access in (Access.READ, Access.WRITE, Access.MERGE):
+            file = settings.tokens_file / access.name.lower()
+            try:
+                add(file.read_text(encoding="utf-8").strip(), access, str(file))
+            except (OSError, UnicodeDecodeError) as error:
+                raise ValueError(f"{PREFIX}TOKENS_FILE={settings.tokens_file} is a folder, but {file} cannot be read: {error}") from error
+    elif settings.tokens_file is not None:
         try:
             lines = settings.tokens_file.read_text(encoding="utf-8").splitlines()[:1_000]
         except (OSError, UnicodeDecodeError) as error:
