@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from loopwright_common import telemetry
 from loopwright_common.bus import Bus, Conflict, ConsumerSpec, MessageTooLarge, Outgoing, Received, Timer
 from loopwright_common.contracts.queries import RatesAnswer, RatesQuery, SearchAnswer, SearchHit, SearchQuery
 from loopwright_common.contracts.signals import Deploy, Signal
@@ -16,6 +17,7 @@ from loopwright_common.errors import NotFound, Permanent, Retryable, Unavailable
 
 NOW = datetime(2026, 11, 26, 10, 0, tzinfo=UTC)
 SOON = timedelta(milliseconds=50)
+TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
 def signal(number: int, project: str = "shop", body: str = "") -> Outgoing:
@@ -494,3 +496,43 @@ async def test_a_timer_that_fails_for_good_is_buried_and_its_replay_comes_again(
     assert letter.reason == "nobody wants it"
     await bus.replay(letter.sequence)
     await until(lambda: tries == ["k", "k"])
+
+
+async def test_it_says_what_the_streams_hold(bus: Bus) -> None:
+    await bus.publish_batch([signal(number) for number in range(3)])
+
+    usage = await bus.usage()
+
+    held = {stream.name: stream for stream in usage.streams}
+    assert (held["SIGNALS"].messages, held["DEAD"].messages) == (3, 0)
+    assert held["SIGNALS"].bytes > 0
+    assert usage.bytes >= held["SIGNALS"].bytes
+
+
+async def test_a_fact_keeps_the_trace_it_was_made_in_wherever_it_is_published(bus: Bus) -> None:
+    seen: list[str] = []
+
+    async def handle(message: Received[Any]) -> None:
+        seen.append(message.envelope.traceparent)
+
+    with telemetry.continued(TRACEPARENT):
+        made = signal(1)
+    await bus.publish_batch([made, signal(2)])
+    await bus.consume(spec("traced"), handle)
+    await until(lambda: len(seen) == 2)
+
+    assert seen == [TRACEPARENT, ""]
+
+
+async def test_a_timer_keeps_the_trace_it_was_set_in(bus: Bus) -> None:
+    seen: list[str] = []
+
+    async def due(_: Timer) -> None:
+        seen.append(telemetry.traceparent())
+
+    await bus.on_timer("test", due)
+    with telemetry.continued(TRACEPARENT):
+        await bus.schedule(Timer(service="test", purpose="look", key="r1", due_at=datetime.now(UTC) + SOON))
+    await until(lambda: bool(seen))
+
+    assert seen[0][:36] == TRACEPARENT[:36]

@@ -80,7 +80,8 @@ class ConsumerSpec:
     """A durable pull consumer.
 
     ``name`` is also the JetStream durable name: replicas of a service share it. ``ordered`` keeps one message (or one batch) in flight
-    over all replicas. Retry delays grow from ``retry_first`` by a factor of two to ``retry_most``; after ``attempts_max`` deliveries,
+    over all replicas; with ``per_project`` it does so for each project, different projects are handled at once, shared out among the
+    replicas, and a project that fails holds up no other. Retry delays grow from ``retry_first`` by a factor of two to ``retry_most``; after ``attempts_max`` deliveries,
     or at once on Permanent, the message goes to ``dead.<stream>.<name>`` with the reason.
     """
 
@@ -88,6 +89,7 @@ class ConsumerSpec:
     service: str
     subjects: tuple[Subject, ...]
     ordered: bool = False
+    per_project: bool = False  # with ordered: one flow for each project, found as they come; a batch is of one project
     batch_max: int = 1
     batch_wait: timedelta = timedelta(milliseconds=20)  # how long a batch gathers once its first message is there
     concurrency: int = 1  # handlers at once in this process; 1 when ordered
@@ -167,6 +169,25 @@ class Timer(Contract):
     data: dict[str, Any] = Field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class StreamUsage:
+    """What a stream (or a bucket, which is one too) holds. ``bytes_max`` is 0 when it has no limit of its own."""
+
+    name: str
+    messages: int
+    bytes: int
+    bytes_max: int
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What the server keeps, and may keep, for us. ``bytes_max`` is 0 when there is no limit."""
+
+    streams: tuple[StreamUsage, ...]
+    bytes: int
+    bytes_max: int
+
+
 TimerHandler = Callable[[Timer], Awaitable[None]]
 
 
@@ -225,6 +246,10 @@ class Bus(Protocol):
 
     async def discard(self, sequence: int, reason: str) -> None:
         """Removes a dead letter for good. Raises NotFound."""
+        ...
+
+    async def usage(self) -> Usage:
+        """How full the streams and the store are. Raises BusUnavailable."""
         ...
 
     async def ready(self) -> bool:

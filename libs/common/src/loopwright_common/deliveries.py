@@ -16,7 +16,7 @@ import structlog
 from opentelemetry.trace import SpanKind
 from pydantic import ValidationError
 
-from loopwright_common import telemetry
+from loopwright_common import metrics, telemetry
 from loopwright_common.bus import BatchHandler, BusUnavailable, ConsumerSpec, Handler, Received
 from loopwright_common.contracts.envelope import Envelope
 from loopwright_common.contracts.subjects import Subject
@@ -133,18 +133,19 @@ class Worker:
         self._reader = Reader(spec.subjects)
         self._slots = asyncio.Semaphore(1 if spec.ordered else spec.concurrency)
 
-    async def work(self, deliveries: Sequence[Delivery]) -> None:
+    async def work(self, deliveries: Sequence[Delivery]) -> timedelta | None:
         """Handles one batch to its end: every message is acknowledged, given back or buried when this returns.
 
-        When the connection is lost meanwhile, the server delivers again what it did not hear of.
+        Returns how long the rest of the batch waits when something beside the messages failed (an ordered flow then waits with what follows),
+        else None. When the connection is lost meanwhile, the server delivers again what it did not hear of.
         """
         try:
             async with self._heartbeat(deliveries), self._slots:
                 readable = [pair for delivery in deliveries if (pair := await self._read(delivery)) is not None]
-                if readable:
-                    await self._handle(readable)
+                return await self._handle(readable) if readable else None
         except BusUnavailable as error:
             log.warning("acknowledgement_lost", consumer=self._spec.name, messages=len(deliveries), error=str(error))
+            return None
         except asyncio.CancelledError:
             # Draining took too long: somebody else may have it at once.
             for delivery in deliveries:
@@ -154,6 +155,8 @@ class Worker:
 
     async def _read(self, delivery: Delivery) -> tuple[Delivery, Received[Any]] | None:
         raw = delivery.message
+        if raw.attempt > 1:
+            metrics.REDELIVERED.labels(self._spec.name).inc()
         wanted = raw.headers.get(REPLAY_FOR)
         if wanted is not None and wanted != self._spec.name:
             await delivery.ack()  # replayed for another consumer; this one had it the first time
@@ -168,34 +171,40 @@ class Worker:
             await self._end(delivery, str(error))
             return None
 
-    async def _handle(self, pairs: list[tuple[Delivery, Received[Any]]]) -> None:
+    async def _handle(self, pairs: list[tuple[Delivery, Received[Any]]]) -> timedelta | None:
         try:
             await self._call([received for _, received in pairs])
         except Exception as error:
             if len(pairs) == 1:
-                await self._failed(*pairs[0], error)
-            else:
-                log.warning("batch_failed", consumer=self._spec.name, messages=len(pairs), error=_describe(error))
-                await self._one_by_one(pairs)
+                delay = await self._failed(*pairs[0], error)
+                return delay if isinstance(error, Unavailable | BusUnavailable) else None
+            log.warning("batch_failed", consumer=self._spec.name, messages=len(pairs), error=_describe(error))
+            return await self._one_by_one(pairs)
         else:
             for delivery, _ in pairs[:-1]:
                 await delivery.ack()
             # The last one is confirmed, and with it all before it, so that an ordered flow starts its next batch on known ground.
             await pairs[-1][0].ack(confirmed=self._spec.ordered or len(pairs) > 1)
+            self._count("handled", len(pairs))
+            return None
 
-    async def _one_by_one(self, pairs: list[tuple[Delivery, Received[Any]]]) -> None:
+    async def _one_by_one(self, pairs: list[tuple[Delivery, Received[Any]]]) -> timedelta | None:
         for index, (delivery, received) in enumerate(pairs):
             try:
                 await self._call([received])
             except (Unavailable, BusUnavailable) as error:
                 # What fails is beside the messages: trying the rest would only wait for the same answer again.
-                for rest in pairs[index:]:
-                    await self._failed(*rest, error)
-                return
+                delays = [await self._failed(*rest, error) for rest in pairs[index:]]
+                return max((delay for delay in delays if delay is not None), default=None)
             except Exception as error:
                 await self._failed(delivery, received, error)
             else:
                 await delivery.ack(confirmed=self._spec.ordered)
+                self._count("handled")
+        return None
+
+    def _count(self, outcome: str, messages: int = 1) -> None:
+        metrics.CONSUMED.labels(self._spec.name, outcome).inc(messages)
 
     async def _call(self, messages: list[Received[Any]]) -> None:
         first = messages[0]
@@ -206,6 +215,7 @@ class Worker:
         traces = [message.envelope.traceparent for message in messages]
         with (
             telemetry.bound(**fields),
+            metrics.HANDLING.labels(self._spec.name).time(),
             telemetry.span(
                 f"handle {self._spec.name}",
                 # A batch belongs to no one of its messages' traces: it links to them, and a handler goes on in each one's own.
@@ -220,7 +230,8 @@ class Worker:
         ):
             await self._handler(messages)
 
-    async def _failed(self, delivery: Delivery, received: Received[Any], error: Exception) -> None:
+    async def _failed(self, delivery: Delivery, received: Received[Any], error: Exception) -> timedelta | None:
+        """Buries the message or gives it back; how long it waits then."""
         reason = _describe(error)
         if isinstance(error, Permanent):
             await self._end(delivery, reason)
@@ -234,12 +245,16 @@ class Worker:
             else:
                 log.error("handler_crashed", delay_seconds=delay.total_seconds(), exc_info=error, **fields)
             await delivery.give_back(delay)
+            self._count("retried")
+            return delay
+        return None
 
     async def _end(self, delivery: Delivery, reason: str) -> None:
         raw = delivery.message
         # Buried before it is terminated: a crash in between buries it twice under one id, which is once.
         await self._bury(raw, reason[:REASON_CHARACTERS_MAX])
         await delivery.terminate()
+        self._count("buried")
         fields = {"subject": raw.subject, "sequence": raw.sequence, "attempt": raw.attempt}
         log.error("message_buried", consumer=self._spec.name, reason=reason, **fields)
 

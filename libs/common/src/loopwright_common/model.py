@@ -129,9 +129,9 @@ class ModelClient:
         self._takes_schema = True
         self._limit_name: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
 
-    def start_run(self) -> ModelRun:
-        """A run with the whole of the role's limits per run before it."""
-        return ModelRun(self)
+    def start_run(self, used: Cost | None = None) -> ModelRun:
+        """A run with the whole of the role's limits per run before it, less what it ``used`` before a restart."""
+        return ModelRun(self, used)
 
     async def close(self) -> None:
         await self._client.close()
@@ -140,10 +140,10 @@ class ModelClient:
 class ModelRun:
     """One piece of work: an investigation, a change. Its cost adds up; beyond its limits it raises Refused before it calls."""
 
-    def __init__(self, client: ModelClient) -> None:
+    def __init__(self, client: ModelClient, used: Cost | None = None) -> None:
         self._client = client
         self._role = client.role
-        self._cost = Cost()
+        self._cost = used or Cost()
 
     @property
     def cost(self) -> Cost:
@@ -267,7 +267,11 @@ class ModelRun:
         role = self._role
         reserved = role.usd(bound, output_max)
         self._check_run(bound, output_max, reserved)
-        day = await self._client._spending.reserve(role.name, reserved, role.usd_per_day_max)
+        try:
+            day = await self._client._spending.reserve(role.name, reserved, role.usd_per_day_max)
+        except Refused:
+            CALLS.labels(role.name, "over_budget").inc()
+            raise
         # Counted as used in full until we know better: calls side by side cannot pass a limit together, and one that is lost may be billed.
         held = Cost(model_calls=1, input_tokens=bound, output_tokens=output_max, usd=reserved)
         self._cost = _plus(self._cost, held)

@@ -30,6 +30,7 @@ from loopwright_common.contracts.signals import Signal
 from loopwright_common.contracts.subjects import GROUPS_UPDATED
 from loopwright_common.errors import Permanent
 from loopwright_common.identifiers import derived_id
+from loopwright_common.metrics import observe_stage
 from prometheus_client import Counter
 
 from loopwright_cluster.domain import Candidate, Decision, Exemplar, Outcome
@@ -96,6 +97,7 @@ class SignalGrouping:
         for (outcome, rule), number in Tally((item.decision.outcome, item.decision.rule) for item in grouped).items():
             GROUPED.labels(outcome, rule).inc(number)
         for item in grouped:
+            observe_stage("accepted_to_grouped", item.signal.received_at, now)
             if item.decision.outcome == "opened":
                 log.info("report_opened", project=item.signal.project, report_id=item.report_id, signal_id=item.signal.id)
 

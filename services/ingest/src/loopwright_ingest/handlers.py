@@ -8,7 +8,8 @@ from loopwright_common.bus import Ack, Outgoing
 from loopwright_common.clock import Clock
 from loopwright_common.contracts.signals import Deploy, Exposure, Signal
 from loopwright_common.contracts.subjects import DEPLOYS, EXPOSURES, SIGNALS
-from loopwright_common.problems import FieldError
+from loopwright_common.errors import LoopwrightError
+from loopwright_common.problems import FieldError, ProblemError
 from prometheus_client import Counter
 
 from loopwright_ingest.admission import Admission
@@ -16,6 +17,8 @@ from loopwright_ingest.domain import Drop, Sender, Understood
 from loopwright_ingest.gather import Gatherer
 from loopwright_ingest.sources import http, sentry
 
+# Outcomes: accepted, duplicate, rejected (not what it should be), dropped (understood and not used), refused (over the project's rate),
+# unavailable (the bus did not take it).
 ITEMS = Counter("loopwright_ingest_items", "Items by source and outcome.", ["source", "outcome"])
 SIGNAL_BYTES_MAX = 768 * 1024  # the bus takes a message of 1 MiB, and one that is too large would fail its whole request
 SERVICE_OF_EXPOSURE = "unknown"  # a subject needs a token where a client names no service
@@ -34,7 +37,7 @@ class Intake:
 
     async def signals(self, items: list[object], sender: Sender) -> http.SignalsAnswer:
         """Takes posted signals; each item has its own outcome."""
-        self._admission.spend(sender, len(items))
+        self._spend("http", sender, len(items))
         now = self.now()
         results: list[http.ItemResult] = []
         good: list[tuple[int, Signal]] = []
@@ -46,7 +49,7 @@ class Intake:
                 good.append((index, found))
             else:
                 results.append(http.ItemResult(index=index, outcome="rejected", errors=_within(found)))
-        acks = await self._store_signals([signal for _, signal in good])
+        acks = await self._submit("http", [_signal(signal) for _, signal in good]) if good else []
         for (index, signal), ack in zip(good, acks, strict=True):
             results.append(http.ItemResult(index=index, outcome="duplicate" if ack.duplicate else "accepted", id=signal.id))
         results.sort(key=lambda result: result.index)
@@ -55,10 +58,19 @@ class Intake:
             ITEMS.labels("http", outcome).inc(count)
         return http.SignalsAnswer(accepted=counts["accepted"], duplicates=counts["duplicate"], rejected=counts["rejected"], results=results)
 
-    async def _store_signals(self, signals: list[Signal]) -> list[Ack]:
-        if not signals:
-            return []
-        return await self._gatherer.submit([_signal(signal) for signal in signals])
+    def _spend(self, source: str, sender: Sender, items: int) -> None:
+        try:
+            self._admission.spend(sender, items)
+        except ProblemError:
+            ITEMS.labels(source, "refused").inc(items)
+            raise
+
+    async def _submit(self, source: str, messages: list[Outgoing]) -> list[Ack]:
+        try:
+            return await self._gatherer.submit(messages)
+        except LoopwrightError:
+            ITEMS.labels(source, "unavailable").inc(len(messages))
+            raise
 
     async def sentry(self, items: list[sentry.Item], sender: Sender, sent_at: str = "") -> Understood:
         """Takes an envelope's items."""
@@ -66,10 +78,10 @@ class Intake:
         for signal in [signal for signal in found.signals if len(signal.model_dump_json()) > SIGNAL_BYTES_MAX]:
             found.signals.remove(signal)
             found.drops.append(Drop("event", f"over {SIGNAL_BYTES_MAX} bytes as a signal"))
-        self._admission.spend(sender, max(1, len(found.signals)))
+        self._spend("sentry", sender, max(1, len(found.signals)))
         messages = [_signal(signal) for signal in found.signals] + [_exposure(item) for item in found.exposures]
         if messages:
-            acks = await self._gatherer.submit(messages)
+            acks = await self._submit("sentry", messages)
             for ack in acks[: len(found.signals)]:
                 ITEMS.labels("sentry", "duplicate" if ack.duplicate else "accepted").inc()
         self._admission.record(sender.name, found.drops)
@@ -78,11 +90,15 @@ class Intake:
 
     async def deploy(self, deploy: Deploy) -> Ack:
         message = Outgoing(DEPLOYS, deploy, f"deploy:{deploy.id}", {"project": deploy.project, "service": deploy.service}, deploy.id)
-        (ack,) = await self._gatherer.submit([message])
+        (ack,) = await self._submit("deploy", [message])
+        ITEMS.labels("deploy", "duplicate" if ack.duplicate else "accepted").inc()
         return ack
 
     async def exposure(self, items: list[Exposure]) -> list[Ack]:
-        return await self._gatherer.submit([_exposure(item) for item in items])
+        acks = await self._submit("exposure", [_exposure(item) for item in items])
+        for ack in acks:
+            ITEMS.labels("exposure", "duplicate" if ack.duplicate else "accepted").inc()
+        return acks
 
 
 def _signal(signal: Signal) -> Outgoing:

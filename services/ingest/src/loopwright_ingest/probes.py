@@ -15,6 +15,7 @@ from loopwright_common.errors import LoopwrightError
 from loopwright_common.projects import Projects
 
 from loopwright_ingest.gather import Gatherer
+from loopwright_ingest.handlers import ITEMS
 from loopwright_ingest.ports import Prober
 from loopwright_ingest.sources import health
 from loopwright_ingest.sources.health import ProbeState
@@ -94,7 +95,8 @@ class Probes:
         if due:
             signal = health.signal_of(project, service, "", "", check, answer, following, now)
             message = Outgoing(SIGNALS, signal, f"signal:{project}:{signal.id}", {"project": project, "source": health.SOURCE}, signal.id)
-            await self._gatherer.submit([message])
+            (ack,) = await self._gatherer.submit([message])
+            ITEMS.labels("health_check", "duplicate" if ack.duplicate else "accepted").inc()
             log.info("health_check_failing", project=project, check=check.name, reason=health.verdict(check, answer))
         with contextlib.suppress(Conflict):  # another replica took over while this one asked: its state counts
             await bucket.update(key, following.model_dump_json().encode(), revision)

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from nats.aio.msg import Msg
@@ -28,20 +28,25 @@ from loopwright_common.bus import (
     Outgoing,
     Timer,
     TimerHandler,
+    Usage,
 )
 from loopwright_common.contracts.base import Contract
 from loopwright_common.contracts.subjects import Question
 from loopwright_common.deliveries import RawMessage, Worker, as_batch_handler
 from loopwright_common.errors import Unavailable
 from loopwright_common.keys import timer_spec
+from loopwright_common.metrics import observe_timer
 from loopwright_common.nats_bus import timers
 from loopwright_common.nats_bus.connection import ApiError, Connection, NobodyListens
-from loopwright_common.nats_bus.consuming import Consumer
+from loopwright_common.nats_bus.consuming import Consumer, ProjectFlows
 from loopwright_common.nats_bus.dead import DeadLetters
+from loopwright_common.nats_bus.lease import Members
 from loopwright_common.nats_bus.publishing import Publisher
 from loopwright_common.nats_bus.stores import NatsKeyValue, NatsObjectStore
 from loopwright_common.nats_bus.streams import declare_streams
+from loopwright_common.nats_bus.watching import LagWatch, read_usage
 
+LEASES = "leases"
 DECLARE_TRIES_SECONDS = 0.3
 QUESTIONS_AT_ONCE = 64
 QUESTIONS_WAITING_MAX = 1_000  # beyond it the answer is at once that there is none
@@ -72,9 +77,13 @@ class NatsBus:
         self._dead = DeadLetters(self._connection, self._publisher)
         self._buckets: dict[str, NatsKeyValue] = {}
         self._objects: dict[str, NatsObjectStore] = {}
-        self._consumers: list[tuple[Consumer, asyncio.Task[None]]] = []
+        self._consumers: list[tuple[Consumer | ProjectFlows, asyncio.Task[None]]] = []
+        self._members: Members | None = None
         self._subscriptions: list[Subscription] = []
         self._answering: set[asyncio.Task[None]] = set()
+        self._durables: list[tuple[str, str]] = []
+        self.lag = LagWatch(self._connection, lambda: self._durables)
+        self._watching: asyncio.Task[None] | None = None
 
     async def connect(self, timeout: timedelta = timedelta(seconds=30)) -> None:
         """Connects and declares the streams, trying until ``timeout``: a server that has just started may not answer for JetStream yet.
@@ -113,9 +122,23 @@ class NatsBus:
 
         worker = Worker(spec, handler, bury)
         for stream in dict.fromkeys(subject.stream for subject in spec.subjects):
-            consumer = Consumer(self._connection, spec, stream, worker, self.key_value)
+            consumer: Consumer | ProjectFlows
+            if spec.per_project:
+                consumer = ProjectFlows(self._connection, spec, stream, lambda: Worker(spec, handler, bury), self._joined)
+            else:
+                consumer = Consumer(self._connection, spec, stream, worker, self._joined)
             await self._patiently(consumer.declare)
             self._consumers.append((consumer, asyncio.create_task(consumer.run(), name=f"consumer {spec.name}")))
+            self._durables.append((stream, spec.name))
+        if self._watching is None:
+            self._watching = asyncio.create_task(self.lag.run(), name="lag")
+
+    async def _joined(self) -> Members:
+        """The members of this service, this process among them."""
+        if self._members is None:
+            self._members = Members(await self.key_value(LEASES), self.service)
+        await self._members.start()
+        return self._members
 
     async def key_value(self, bucket: str) -> KeyValue:
         if bucket not in self._buckets:
@@ -150,6 +173,7 @@ class NatsBus:
 
     async def on_timer(self, service: str, handler: TimerHandler) -> None:
         async def handle(received: Any) -> None:
+            observe_timer(received.payload, datetime.now(UTC))
             await handler(received.payload)
             # The stream would keep it for its whole age; a crash before this leaves only a message that was acknowledged.
             with contextlib.suppress(BusUnavailable, ApiError):
@@ -211,6 +235,9 @@ class NatsBus:
     async def discard(self, sequence: int, reason: str) -> None:
         await self._dead.discard(sequence)
 
+    async def usage(self) -> Usage:
+        return await read_usage(self._connection)
+
     async def ready(self) -> bool:
         if not self._connection.connected:
             return False
@@ -226,6 +253,8 @@ class NatsBus:
                 await subscription.unsubscribe()
         for consumer, _ in self._consumers:
             consumer.stop()
+        if self._watching is not None:
+            self._watching.cancel()
         tasks = [task for _, task in self._consumers] + list(self._answering)
         if tasks:
             _, late = await asyncio.wait(tasks, timeout=drain.total_seconds())
@@ -233,4 +262,6 @@ class NatsBus:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
         self._consumers.clear()
+        if self._members is not None:
+            await self._members.stop()
         await self._connection.close()

@@ -31,8 +31,10 @@ from loopwright_common.bus import (
     MessageTooLarge,
     ObjectStore,
     Outgoing,
+    StreamUsage,
     Timer,
     TimerHandler,
+    Usage,
 )
 from loopwright_common.clock import Clock, SystemClock
 from loopwright_common.contracts.base import Contract
@@ -42,6 +44,7 @@ from loopwright_common.deliveries import REPLAY_FOR, RawMessage, Worker, as_batc
 from loopwright_common.errors import NotFound, Unavailable
 from loopwright_common.identifiers import derived_id, new_id
 from loopwright_common.keys import check_bucket, check_due, check_key, timer_spec, timer_subject
+from loopwright_common.metrics import observe_timer
 from loopwright_common.testing.clock import FakeClock
 
 PAYLOAD_BYTES_MAX = 1024 * 1024  # nats-server's default max_payload
@@ -393,6 +396,7 @@ class MemoryBus:
 
     async def on_timer(self, service: str, handler: TimerHandler) -> None:
         async def handle(received: Any) -> None:
+            observe_timer(received.payload, self.broker.clock.now())
             await handler(received.payload)
 
         await self.consume(timer_spec(service), handle)
@@ -457,6 +461,15 @@ class MemoryBus:
 
     def _remove_dead(self, sequence: int) -> None:
         self.broker.streams["DEAD"][:] = [message for message in self.broker.streams["DEAD"] if message.sequence != sequence]
+
+    async def usage(self) -> Usage:
+        if not self.broker.available:
+            raise BusUnavailable("the memory bus was made unavailable by the test")
+        streams = [
+            StreamUsage(name, len(messages), sum(len(message.payload) for message in messages), 0)
+            for name, messages in self.broker.streams.items()
+        ]
+        return Usage(tuple(streams), sum(stream.bytes for stream in streams), 0)
 
     async def ready(self) -> bool:
         return self.broker.available and not self._closing
