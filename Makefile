@@ -9,7 +9,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 
 export PACE KEEP
 
-.PHONY: help setup setup-tests demo up doctor test check bench lock clean
+.PHONY: help setup setup-tests demo up doctor test check bench lock chart-schema clean
 
 help: ## What there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */	/' | while IFS='	' read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
@@ -52,6 +52,9 @@ LOCK = $$($(PYTHON) tools/setup.py --uv) pip compile --quiet --universal --pytho
 lock: ## Locks requirements.in anew, and of it what the image needs
 	@$(LOCK) requirements.in -o requirements.lock
 	@$(PYTHON) tools/image_requirements.py | $(LOCK) - --constraint requirements.lock -o requirements-image.lock
+
+chart-schema: setup ## Writes the chart's values.schema.json anew, from values.yaml and the services' settings
+	@$(PY) tools/chart_schema.py
 
 clean: ## Removes what was made in the checkout, data included
 	rm -rf .venv .cache data dist
