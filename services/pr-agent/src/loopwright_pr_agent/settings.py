@@ -78,9 +78,20 @@ class PrAgentSettings(ServiceSettings):
     )
     sandbox_priority_class: str = Field(default="", description="PriorityClass of the Jobs; empty: the cluster's own.")
     sandbox_uid: int | None = Field(
-        default=65_532, ge=1, le=2**31 - 1, description="User in the Jobs (nonroot by convention); null lets the platform choose one."
+        default=1_000_000,
+        ge=1,
+        le=2**31 - 100_001,
+        description="First of the user ids of Jobs; null lets the platform choose one, as OpenShift does.",
     )
-    sandbox_gid: int | None = Field(default=65_532, ge=1, le=2**31 - 1, description="Group in the Jobs; null lets the platform choose one.")
+    sandbox_uids: int = Field(
+        default=10_000,
+        ge=1,
+        le=100_000,
+        description="How many user ids there are: a node counts processes by user, so each run takes its own.",
+    )
+    sandbox_gid: int | None = Field(
+        default=65_532, ge=1, le=2**31 - 1, description="Group in the Jobs (nonroot by convention); null lets the platform choose one."
+    )
     sandbox_cpu_request: str = Field(default="250m", pattern=QUANTITY, description="CPU that a Job reserves: a test suite idles often.")
     sandbox_cpu_limit: str = Field(
         default="2", pattern=QUANTITY, description="CPU that a Job may use; more than two seldom helps a test suite."

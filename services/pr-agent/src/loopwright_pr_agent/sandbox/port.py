@@ -7,6 +7,7 @@ SandboxError
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,8 +54,25 @@ class InputFile:
 
 
 @dataclass(frozen=True)
+class RunKey:
+    """Which run it is. The same key with the same input is the same run: where runs outlive this process, it is found again, never begun
+    twice. ``name`` is unique within the change: the pass, the step, the line."""
+
+    project: str = ""
+    change: str = ""
+    name: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    def __str__(self) -> str:
+        return f"{self.project}/{self.change}/{self.name}"
+
+
+@dataclass(frozen=True)
 class RunRequest:
-    """One command. ``argv`` runs in ``workspace``, the one folder it may write; a shell line is ``("sh", "-c", line)``."""
+    """One command. ``argv`` runs in ``workspace``, the one folder it may write; a shell line is ``("sh", "-c", line)``.
+
+    A sandbox on this host leaves in ``workspace`` what the command wrote. One elsewhere starts from the folder as it is here and first
+    runs ``before`` again: the commands that ran in it already and whose traces this one builds on, each with the exit code it had.
+    """
 
     argv: tuple[str, ...]
     workspace: Path
@@ -62,11 +80,15 @@ class RunRequest:
     inputs: tuple[InputFile, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)  # the whole of it, beside PATH, HOME, TMPDIR and LANG
     limits: Limits = Limits()
+    key: RunKey = field(default_factory=RunKey)
+    before: tuple[tuple[tuple[str, ...], int], ...] = ()
+    model: bool = False  # whether the command may ask the model, where the sandbox brings one in
+    diff: bool = False  # whether the changes to the workspace are wanted as text, where the folder does not come back
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """What happened. ``exit_code`` is None unless the command exited by itself."""
+    """What happened. ``exit_code`` is None unless the command exited by itself. ``diff`` is None where none was asked for or made."""
 
     outcome: Outcome
     exit_code: int | None
@@ -75,6 +97,7 @@ class RunResult:
     facts: tuple[str, ...]  # what holds, and what is not covered
     wall_seconds: float
     cpu_seconds: float
+    diff: str | None = None
 
     @property
     def passed(self) -> bool:
