@@ -536,3 +536,68 @@ async def test_a_timer_keeps_the_trace_it_was_set_in(bus: Bus) -> None:
     await until(lambda: bool(seen))
 
     assert seen[0][:36] == TRACEPARENT[:36]
+
+
+# A flow for each project
+
+
+PER_PROJECT = {"ordered": True, "per_project": True, "batch_max": 10}
+
+
+async def test_each_project_has_a_flow_of_its_own_in_order_and_a_batch_is_of_one_project(bus: Bus) -> None:
+    seen: dict[str, list[int]] = {}
+    mixed = 0
+
+    async def handle(messages: Sequence[Received[Any]]) -> None:
+        nonlocal mixed
+        mixed += len({message.project for message in messages}) > 1
+        for message in messages:
+            seen.setdefault(message.project, []).append(message.sequence)
+
+    projects = ("shop", "bank", "shop-two")
+    await bus.publish(signal(0, "shop"))  # there before the consumer, the others come later
+    await bus.consume_batches(spec("flows", **PER_PROJECT), handle)
+    for number in range(1, 40):
+        await bus.publish_batch([signal(number, project) for project in projects])
+    await until(lambda: sum(map(len, seen.values())) == 39 * 3 + 1)
+
+    assert set(seen) == set(projects)
+    assert all(sequences == sorted(sequences) for sequences in seen.values())
+    assert mixed == 0
+
+
+async def test_a_project_that_hangs_or_fails_holds_up_no_other(bus: Bus) -> None:
+    seen: list[str] = []
+    let_go = asyncio.Event()
+
+    async def handle(messages: Sequence[Received[Any]]) -> None:
+        if messages[0].project == "hangs":
+            await let_go.wait()
+        if messages[0].project == "fails":
+            raise Unavailable("its tracker does not answer")
+        seen.extend(message.project for message in messages)
+
+    await bus.consume_batches(spec("flows", **PER_PROJECT), handle)
+    await bus.publish_batch([signal(number, project) for number in range(5) for project in ("hangs", "fails", "works")])
+    await until(lambda: seen == ["works"] * 5)
+    let_go.set()
+    await until(lambda: seen.count("hangs") == 5)
+
+
+async def test_what_follows_a_batch_that_waits_does_not_overtake_it(bus: Bus) -> None:
+    seen: list[int] = []
+    refusals = 0
+
+    async def handle(messages: Sequence[Received[Any]]) -> None:
+        nonlocal refusals
+        if refusals < 3:
+            refusals += 1
+            raise Unavailable("the vector server is down")
+        seen.extend(message.sequence for message in messages)
+
+    await bus.publish_batch([signal(number) for number in range(60)])
+    await bus.consume_batches(spec("flow", ordered=True, batch_max=10), handle)
+    await until(lambda: len(set(seen)) == 60)
+
+    assert sorted(seen) == sorted(set(seen))
+    assert seen[:10] == sorted(seen[:10])

@@ -6,8 +6,9 @@ import asyncio
 import json
 import random
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -581,3 +582,79 @@ def test_the_configuration_of_a_stream_is_plain_json() -> None:
 
     for stream in STREAMS:
         assert json.loads(json.dumps(stream_config(stream, 10**9, 3)))["num_replicas"] == 3
+
+
+async def test_projects_are_shared_out_among_replicas_and_taken_over_from_one_that_died(new_nats_bus: Any) -> None:
+    buses = {name: await new_nats_bus("same") for name in ("one", "two")}
+    by: dict[str, Counter[str]] = {name: Counter() for name in buses}
+    running: Counter[str] = Counter()
+    overlaps = 0
+    seen: dict[str, list[int]] = defaultdict(list)
+
+    def handler(name: str) -> Any:
+        async def handle(messages: Sequence[Received[Any]]) -> None:
+            nonlocal overlaps
+            project = messages[0].project
+            running[project] += 1
+            overlaps += running[project] > 1
+            await asyncio.sleep(0.005)
+            seen[project].extend(message.sequence for message in messages)
+            by[name][project] += len(messages)
+            running[project] -= 1
+
+        return handle
+
+    projects = [f"p{number}" for number in range(12)]
+    wanted = spec("flow", ordered=True, per_project=True, batch_max=10, ack_wait=timedelta(seconds=2))
+
+    async def publish(first: int) -> None:
+        for project in projects:
+            messages = [signal(number) for number in range(first, first + 5)]
+            await buses["two"].publish_batch(
+                [replace(m, tokens={**m.tokens, "project": project}, message_id=f"{project}-{m.message_id}") for m in messages]
+            )
+
+    await publish(0)
+    await buses["one"].consume_batches(wanted, handler("one"))
+    await until(lambda: sum(map(len, seen.values())) == 60)
+    assert len(by["one"]) == 12  # it is alone
+    await buses["two"].consume_batches(wanted, handler("two"))
+    started = 5
+    async with asyncio.timeout(30):
+        while len(by["two"]) < 3:  # once it has been there for a while, its share is handed over
+            await publish(started)
+            started += 5
+            await asyncio.sleep(0.3)
+    await until(lambda: all(len(seen[project]) == started for project in projects))
+    assert overlaps == 0
+    assert all(seen[project] == sorted(set(seen[project])) for project in projects)
+
+    one = buses["one"]
+    client, one._connection._client = one._connection._client, None  # as if its process had been killed: nothing is released
+    for _, task in one._consumers:
+        task.cancel()
+    client._transport.close()
+    await publish(started)
+    await until(lambda: all(len(set(seen[project])) == started + 5 for project in projects), 20)
+
+
+async def test_a_flow_for_each_project_goes_on_where_the_one_flow_of_all_had_ended(nats_bus: NatsBus) -> None:
+    before: list[str] = []
+    after: list[str] = []
+
+    async def old(messages: Sequence[Received[Any]]) -> None:
+        before.extend(message.payload.id for message in messages)
+
+    async def new(messages: Sequence[Received[Any]]) -> None:
+        after.extend(message.payload.id for message in messages)
+
+    wanted = spec("flow", ordered=True, batch_max=10)
+    await nats_bus.consume_batches(wanted, old)
+    await nats_bus.publish_batch([signal(number) for number in range(20)])
+    await until(lambda: len(before) == 20)
+    (consumer, task), *_ = nats_bus._consumers
+    consumer.stop()
+    await task
+    await nats_bus.publish(signal(20))
+    await nats_bus.consume_batches(replace(wanted, per_project=True), new)
+    await until(lambda: after == ["s20"])

@@ -81,8 +81,8 @@ class ConsumerSpec:
 
     ``name`` is also the JetStream durable name: replicas of a service share it. ``ordered`` keeps one message (or one batch) in flight
     over all replicas; with ``per_project`` it does so for each project, different projects are handled at once, shared out among the
-    replicas, and a project that fails holds up no other. Retry delays grow from ``retry_first`` by a factor of two to ``retry_most``; after ``attempts_max`` deliveries,
-    or at once on Permanent, the message goes to ``dead.<stream>.<name>`` with the reason.
+    replicas, and a project that fails holds up no other. Retry delays grow from ``retry_first`` by a factor of two to ``retry_most``;
+    after ``attempts_max`` deliveries, or at once on Permanent, the message goes to ``dead.<stream>.<name>`` with the reason.
     """
 
     name: str

@@ -136,8 +136,8 @@ class Worker:
     async def work(self, deliveries: Sequence[Delivery]) -> timedelta | None:
         """Handles one batch to its end: every message is acknowledged, given back or buried when this returns.
 
-        Returns how long the rest of the batch waits when something beside the messages failed (an ordered flow then waits with what follows),
-        else None. When the connection is lost meanwhile, the server delivers again what it did not hear of.
+        Returns how long the rest of the batch waits when something beside the messages failed (an ordered flow then waits with what
+        follows), else None. When the connection is lost meanwhile, the server delivers again what it did not hear of.
         """
         try:
             async with self._heartbeat(deliveries), self._slots:

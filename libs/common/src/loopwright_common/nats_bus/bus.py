@@ -82,7 +82,7 @@ class NatsBus:
         self._subscriptions: list[Subscription] = []
         self._answering: set[asyncio.Task[None]] = set()
         self._durables: list[tuple[str, str]] = []
-        self.lag = LagWatch(self._connection, lambda: self._durables)
+        self.lag = LagWatch(self._connection, self._followed)
         self._watching: asyncio.Task[None] | None = None
 
     async def connect(self, timeout: timedelta = timedelta(seconds=30)) -> None:
@@ -129,9 +129,15 @@ class NatsBus:
                 consumer = Consumer(self._connection, spec, stream, worker, self._joined)
             await self._patiently(consumer.declare)
             self._consumers.append((consumer, asyncio.create_task(consumer.run(), name=f"consumer {spec.name}")))
-            self._durables.append((stream, spec.name))
+            if not spec.per_project:
+                self._durables.append((stream, spec.name))
         if self._watching is None:
             self._watching = asyncio.create_task(self.lag.run(), name="lag")
+
+    def _followed(self) -> list[tuple[str, str]]:
+        """Stream and durable name of each consumer, those of the projects included."""
+        flows = [consumer for consumer, _ in self._consumers if isinstance(consumer, ProjectFlows)]
+        return self._durables + [(flow.stream, durable) for flow in flows for durable in flow.durables]
 
     async def _joined(self) -> Members:
         """The members of this service, this process among them."""

@@ -40,7 +40,7 @@ from loopwright_common.clock import Clock, SystemClock
 from loopwright_common.contracts.base import Contract
 from loopwright_common.contracts.envelope import Envelope
 from loopwright_common.contracts.subjects import STREAMS, Question, Subject
-from loopwright_common.deliveries import REPLAY_FOR, RawMessage, Worker, as_batch_handler
+from loopwright_common.deliveries import REPLAY_FOR, Bury, RawMessage, Worker, as_batch_handler
 from loopwright_common.errors import NotFound, Unavailable
 from loopwright_common.identifiers import derived_id, new_id
 from loopwright_common.keys import check_bucket, check_due, check_key, timer_spec, timer_subject
@@ -72,14 +72,19 @@ class _Pending:
 class _Consumer:
     """The durable position of one consumer on one stream."""
 
-    def __init__(self, spec: ConsumerSpec, stream: str) -> None:
+    def __init__(self, spec: ConsumerSpec, stream: str, project: str = "") -> None:
         self.spec = spec
         self.stream = stream
+        self.project = project  # whose flow it is, where each has its own
         self.cursor = 0  # sequence of the last message that was delivered or passed over
         self.pending: dict[int, _Pending] = {}
         self.outstanding_max = spec.batch_max if spec.ordered else 1_000
         self.turn = asyncio.Lock()  # ordered: one batch at a time over all replicas
         self.takers = 0
+
+    def wants(self, message: Stored) -> bool:
+        found = next((subject for subject in self.spec.subjects if matches(subject.wildcard, message.subject)), None)
+        return found is not None and (not self.project or project_of(found, message.subject) == self.project)
 
 
 class Broker:
@@ -94,6 +99,7 @@ class Broker:
         self.objects: dict[str, MemoryObjectStore] = {}
         self.timers: dict[tuple[str, str, str], tuple[Timer, dict[str, str]]] = {}
         self.consumers: dict[tuple[str, str], _Consumer] = {}
+        self.finders: list[Callable[[str, str], None]] = []  # told of each stream and subject that is stored: a new project has a new flow
         self.dead_headers: dict[int, dict[str, str]] = {}  # of the original, by the dead letter's sequence
         self.answers: dict[str, list[Callable[[bytes, str], Awaitable[tuple[dict[str, str], bytes]]]]] = defaultdict(list)
         self._ids: dict[str, dict[str, tuple[int, datetime]]] = defaultdict(dict)
@@ -141,6 +147,8 @@ class Broker:
         self.streams[stream].append(Stored(sequence, subject, dict(headers), payload, now))
         if identifier:
             self._ids[stream][identifier] = (sequence, now)
+        for find in self.finders:
+            find(stream, subject)
         self.changed()
         return Ack(stream, sequence)
 
@@ -157,12 +165,11 @@ class Broker:
             elif not pending.held and pending.due <= now and len(taken) < count:
                 consumer.pending[sequence] = _Pending(pending.attempt + 1, now, held=True)
                 taken.append(self._deliver(consumer, stored[sequence], pending.attempt + 1))
-        wildcards = [subject.wildcard for subject in consumer.spec.subjects]
         for message in islice(stream, _after(stream, consumer.cursor), None):
             if len(taken) >= count or len(consumer.pending) >= consumer.outstanding_max:
                 break
             consumer.cursor = message.sequence
-            if any(matches(wildcard, message.subject) for wildcard in wildcards):
+            if consumer.wants(message):
                 consumer.pending[message.sequence] = _Pending(1, now, held=True)
                 taken.append(self._deliver(consumer, message, 1))
         return taken
@@ -195,10 +202,9 @@ class Broker:
                 continue
             if any(pending.held or pending.due <= now for pending in consumer.pending.values()):
                 return False
-            wildcards = [subject.wildcard for subject in consumer.spec.subjects]
             stream = self.streams[consumer.stream]
             for message in islice(stream, _after(stream, consumer.cursor), None):
-                if any(matches(wildcard, message.subject) for wildcard in wildcards):
+                if consumer.wants(message):
                     if len(consumer.pending) < consumer.outstanding_max:
                         return False
                     break
@@ -224,6 +230,11 @@ def matches(wildcard: str, subject: str) -> bool:
         if index >= len(have) or token not in ("*", have[index]):
             return False
     return len(want) == len(have)
+
+
+def project_of(kind: Subject, subject: str) -> str:
+    """The project that a subject names."""
+    return subject.split(".")[kind.pattern.split(".").index("{project}")]
 
 
 class _MemoryDelivery:
@@ -267,6 +278,7 @@ class MemoryBus:
         self._working = 0
         self._closing = False
         self._answering: list[tuple[str, Any]] = []
+        self._finders: list[Callable[[str, str], None]] = []
 
     def as_service(self, service: str) -> MemoryBus:
         """Another service's bus on the same broker."""
@@ -317,6 +329,9 @@ class MemoryBus:
         async def bury(message: RawMessage, reason: str) -> None:
             self._bury(spec.name, message, reason)
 
+        if spec.per_project:
+            self._follow_projects(spec, handler, bury)
+            return
         worker = Worker(spec, handler, bury)
         for stream in dict.fromkeys(subject.stream for subject in spec.subjects):
             consumer = self.broker.consumers.setdefault((stream, spec.name), _Consumer(spec, stream))
@@ -324,8 +339,28 @@ class MemoryBus:
             for _ in range(1 if spec.ordered else spec.concurrency):
                 self._spawn(self._run(spec, consumer, worker))
 
-    async def _run(self, spec: ConsumerSpec, consumer: _Consumer, worker: Worker) -> None:
-        consumer.takers += 1
+    def _follow_projects(self, spec: ConsumerSpec, handler: BatchHandler, bury: Bury) -> None:
+        following: set[str] = set()
+
+        def find(stream: str, subject: str) -> None:
+            kind = next((kind for kind in spec.subjects if kind.stream == stream and matches(kind.wildcard, subject)), None)
+            project = project_of(kind, subject) if kind is not None else ""
+            if project and project not in following and not self._closing:
+                following.add(project)
+                key = (stream, f"{spec.name}-{project}")
+                consumer = self.broker.consumers.setdefault(key, _Consumer(spec, stream, project))
+                consumer.spec = spec
+                consumer.takers += 1  # before the task begins: the broker is not at rest meanwhile
+                self._spawn(self._run(spec, consumer, Worker(spec, handler, bury), counted=True))
+
+        self.broker.finders.append(find)
+        self._finders.append(find)
+        for stream in dict.fromkeys(subject.stream for subject in spec.subjects):
+            for message in list(self.broker.streams[stream]):
+                find(stream, message.subject)
+
+    async def _run(self, spec: ConsumerSpec, consumer: _Consumer, worker: Worker, counted: bool = False) -> None:
+        consumer.takers += not counted
         try:
             while not self._closing:
                 if spec.ordered:
@@ -478,6 +513,9 @@ class MemoryBus:
         self._closing = True
         for subject, respond in self._answering:
             self.broker.answers[subject].remove(respond)
+        for find in self._finders:
+            self.broker.finders.remove(find)
+        self._finders.clear()
         self._answering.clear()
         deadline = time.monotonic() + drain.total_seconds()
         while self._working and time.monotonic() < deadline:  # noqa: ASYNC110  a fake may poll
