@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import timedelta
 from enum import StrEnum
 from typing import Annotated, Literal
@@ -9,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from loopwright_common.contracts.base import Contract, Input, Line, Name, ShortText, UtcDatetime
+from loopwright_common.contracts.signals import SignalKind
 
 CONFIG_BUCKET = "config"  # key: project.<name>, value: PublishedProject as JSON
 
@@ -82,6 +84,82 @@ class MeasurementConfig(Input):
     confidence: float = Field(default=0.95, gt=0.5, lt=1.0)
 
 
+# A pattern over a whole text: `*` stands for anything, `?` for one character, case does not matter. Stars are few, since matching
+# costs their product with the text's length, and the text is a stranger's.
+Glob = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^*]*(?:\*[^*]*){0,6}$")]
+
+
+class FingerprintRule(Input):
+    """Signals that match everything said here get this fingerprint, instead of the sender's or the usual one. The first match counts.
+
+    ``fingerprint`` may hold variables, as Sentry's rules do: ``{{ default }}`` is the usual fingerprint; the others (see
+    ``FINGERPRINT_VARIABLES``, and ``{{ tags.<label> }}``) stand for the signal's own values.
+    """
+
+    name: Line = ""  # said in the explanation of what it groups
+    kinds: tuple[SignalKind, ...] = Field(default=(), max_length=20)  # empty: every kind
+    service: Glob | None = None
+    environment: Glob | None = None
+    transaction: Glob | None = None
+    message: Glob | None = None  # the title or the exception's value
+    type: Glob | None = None  # of the exception, or of any that it wraps
+    module: Glob | None = None  # these three: of one and the same stack frame
+    path: Glob | None = None
+    function: Glob | None = None
+    labels: dict[Line, Glob] = Field(default_factory=dict, max_length=16)
+    fingerprint: tuple[Annotated[str, StringConstraints(min_length=1, max_length=512)], ...] = Field(min_length=1, max_length=16)
+
+    @model_validator(mode="after")
+    def _says_something(self) -> FingerprintRule:
+        asked = (self.service, self.environment, self.transaction, self.message, self.type, self.module, self.path, self.function)
+        if not (self.kinds or self.labels or any(asked)):
+            raise ValueError(
+                f"the rule {self.name or self.fingerprint} matches every signal: name a kind, a service, a type, a message, ..."
+            )
+        return self
+
+    @field_validator("fingerprint")
+    @classmethod
+    def _variables_exist(cls, parts: tuple[str, ...]) -> tuple[str, ...]:
+        for part in parts:
+            for name in FINGERPRINT_VARIABLE.findall(part):
+                if name not in FINGERPRINT_VARIABLES and not name.startswith("tags."):
+                    known = ", ".join(sorted(FINGERPRINT_VARIABLES))
+                    raise ValueError(f"unknown variable {{{{ {name} }}}}; there are {known} and tags.<label>")
+        return parts
+
+
+FINGERPRINT_VARIABLE = re.compile(r"\{\{\s{0,8}([\w.-]{1,200})\s{0,8}\}\}")
+FINGERPRINT_VARIABLES = frozenset(
+    {
+        "default", "error.type", "error.value", "message", "service", "environment", "release", "transaction", "level", "stack.function",
+        "stack.module", "stack.abs_path",
+    }
+)  # fmt: skip
+
+
+class FrameRule(Input):
+    """What stack frames that match everything said here are to the grouping. The last rule that matches a frame counts."""
+
+    module: Glob | None = None
+    path: Glob | None = None
+    function: Glob | None = None
+    action: Literal["in_app", "not_in_app", "ignore"]  # ignore: as if the frame were not in the stack
+
+    @model_validator(mode="after")
+    def _says_something(self) -> FrameRule:
+        if self.module is None and self.path is None and self.function is None:
+            raise ValueError("a frame rule needs a module, a path or a function to match")
+        return self
+
+
+class GroupingConfig(Input):
+    """A project's own knowledge of what belongs together. It changes how new fingerprints are made; reports that exist stay as they are."""
+
+    fingerprints: tuple[FingerprintRule, ...] = Field(default=(), max_length=100)
+    frames: tuple[FrameRule, ...] = Field(default=(), max_length=200)
+
+
 class ProjectConfig(Input):
     """What ``loopwright apply -f project.yaml`` takes."""
 
@@ -92,6 +170,7 @@ class ProjectConfig(Input):
     promotion: Promotion = Promotion()
     policy: Policy = Policy()
     measurement: MeasurementConfig = MeasurementConfig()
+    grouping: GroupingConfig = GroupingConfig()
     signals_per_minute_max: int = Field(default=60_000, ge=1, le=10_000_000)  # beyond it the edge answers 429
 
     @field_validator("services")

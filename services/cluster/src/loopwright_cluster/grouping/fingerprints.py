@@ -1,41 +1,63 @@
 """The fingerprint of a signal: two signals that share it are the same problem, without any embedding being asked.
 
-Order: the sender's explicit fingerprint (which may hold ``{{ default }}``, as Sentry's protocol defines it); else by what the signal is:
-the exception's type and in-app frames, an alert's labels, a health check's name and target, a person's words, or the parameterised message.
+Order: the project's own rules; the sender's explicit fingerprint (which may hold ``{{ default }}``, as Sentry's protocol defines it); else
+by what the signal is: an exception's root type and in-app frames, what a log line says, an alert's labels, a health check's name and
+target, a person's words, or the parameterised message.
+
+Version 2. What an earlier version grouped is found again through `alternatives`: only a fingerprint that no version knows is new.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 from loopwright_common.contracts.signals import Signal, SignalKind, StackFrame
 
-from loopwright_cluster.grouping.normalise import normalise_file, normalise_function, normalise_text, parameterise
+from loopwright_cluster.grouping import earlier, traces
+from loopwright_cluster.grouping.frames import collapse, cycle, function_name, place, tells
+from loopwright_cluster.grouping.logs import Templates, shape, template_id
+from loopwright_cluster.grouping.normalise import normalise_text, parameterise
+from loopwright_cluster.grouping.rules import NO_RULES, Rules, expanded
 from loopwright_cluster.grouping.vocabulary import words
 
-VERSION = "1"  # part of every key: fingerprints of another version never meet these
-FRAMES_MAX = 30  # innermost; what lies further out is the framework's or the caller's business
-SYSTEM_FRAMES_MAX = 5  # where no frame is in-app, only the place of the error itself is telling
+VERSION = "2"  # part of every key: fingerprints of another version never meet these
+TELLING_MIN = 3  # where no frame is in-app: fewer places than this are a library's door, through which many problems come
+CUT_TITLE_CHARS = 400  # a title of this length may be the beginning of a longer line, which the body then holds
 
-_DEFAULT = re.compile(r"\{\{\s*default\s*\}\}")
+_DEFAULT = re.compile(r"\{\{\s{0,8}default\s{0,8}\}\}")
 
 VOLATILE_LABELS = words("volatile_labels")
 CHECK_LABELS = ("check", "check_name", "health_check", "monitor", "probe", "name")
 TARGET_LABELS = ("target", "url", "endpoint", "path", "route")
+CHAIN_LABEL = "exception.chain"  # from the one that surfaced to the root cause, as the ingest writes it
+# Recursion without end stops where the stack is full, which is chance: only the circle says what is wrong.
+_RUNAWAY = re.compile(
+    r"^(?:RecursionError|StackOverflowError|SystemStackError|StackOverflowException|InsufficientExecutionStackException)$"
+    r"|call stack size exceeded|too much recursion|stack overflow|stack level too deep|goroutine stack exceeds",
+    re.IGNORECASE,
+)
+# What stays when a message is translated: the codes of operating systems and databases.
+_STABLE_CODE = re.compile(
+    r"\[Errno -?\d{1,5}\]|\[WinError \d{1,5}\]|SQLSTATE\[\w{5}\]|\bORA-\d{5}\b|\b0x8[0-9A-Fa-f]{7}\b|\bE[A-Z]{4,15}\b(?=[:,]| )"
+)
+_LOG_KINDS = frozenset({SignalKind.LOG, SignalKind.CUSTOM})
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """``key`` names it within a project; ``rule`` and ``parts`` say how it came about; ``explicit`` when only the sender's words count."""
+    """``key`` names it within a project; ``rule`` and ``parts`` say how it came about; ``explicit`` when only the sender's words count.
+
+    ``variant`` of an exception: ``app`` (the product's own frames), ``system`` (all frames), ``message`` (no frame tells anything).
+    """
 
     key: str
     rule: str
     parts: tuple[str, ...]
     explicit: bool = False
+    variant: str = ""
 
     @property
     def described(self) -> str:
@@ -43,68 +65,185 @@ class Fingerprint:
         return " | ".join(part for part in self.parts if part)[:300]
 
 
-def fingerprint(signal: Signal) -> Fingerprint:
-    """Return the signal's fingerprint. Deterministic; depends on nothing but the signal."""
-    rule, parts = _default(signal)
-    if not signal.fingerprint:
-        return Fingerprint(_key(rule, parts), rule, parts)
-    if all(_DEFAULT.fullmatch(part.strip()) for part in signal.fingerprint):
-        return Fingerprint(_key(rule, parts), rule, parts)
-    expanded = tuple(_DEFAULT.sub(lambda _: "\x1e".join((rule, *parts)), part) for part in signal.fingerprint)
-    explicit = not any(_DEFAULT.search(part) for part in signal.fingerprint)
-    return Fingerprint(_key("explicit", expanded), "explicit", tuple(signal.fingerprint), explicit)
+@dataclass(frozen=True)
+class Alternative:
+    """Another key under which the same problem may be known. ``record``: to be written down beside the fingerprint's own."""
+
+    key: str
+    reason: str
+    record: bool
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A signal's exceptions, from the surface to the root, and its frames, outermost first; read from its text where it came as text."""
+
+    types: tuple[str, ...]
+    message: str
+    frames: tuple[StackFrame, ...]
+
+    @property
+    def root(self) -> str:
+        """The type of the root cause: a wrapper around it says only who passed it on."""
+        return function_name(self.types[-1].rpartition(".")[2].rpartition("::")[2]) if self.types and self.types[-1] else ""
+
+
+def fingerprint(signal: Signal, *, templates: Templates | None = None, rules: Rules = NO_RULES) -> Fingerprint:
+    """Return the signal's fingerprint.
+
+    ``templates`` lets log lines that differ in a name be one problem, and learns from the line; without it each form of line is its own.
+    Depends on nothing but the signal, the rules, and the lines that the templates have seen before.
+    """
+    stack = stack_of(signal)
+    found = _default(signal, stack, templates, rules)
+    given = rules.given(signal, stack.types, stack.frames)
+    parts = given.parts if given is not None else signal.fingerprint
+    if not parts or (given is None and all(_DEFAULT.fullmatch(part.strip()) for part in parts)):
+        return found
+    default = "\x1e".join((found.rule, *found.parts)) if found.rule != "log" else f"log\x1e{found.key}"
+    said = tuple(expanded(part, signal, stack.types, stack.frames, default) for part in parts)
+    explicit = not any(_DEFAULT.search(part) for part in parts)
+    if given is not None:
+        return Fingerprint(_key("project_rule", said), "explicit", (f"rule {given.name}", *said), explicit)
+    return Fingerprint(_key("explicit", said), "explicit", tuple(signal.fingerprint), explicit)
+
+
+def alternatives(signal: Signal, found: Fingerprint, *, rules: Rules = NO_RULES) -> tuple[Alternative, ...]:
+    """The other keys to look under when ``found.key`` is not known, the surest first. Not needed for a known fingerprint."""
+    others = []
+    if found.variant == "app":
+        stack = stack_of(signal)
+        key = _key("exception", _system_parts(signal, stack, rules)[0])
+        others.append(Alternative(key, "all frames are those of earlier signals, whichever of them are the product's own", record=True))
+    others.append(Alternative(earlier.key(signal), f"same fingerprint by version {earlier.VERSION}", record=False))
+    return tuple(others)
 
 
 def _key(rule: str, parts: Iterable[str]) -> str:
     return hashlib.sha256("\x1f".join((VERSION, rule, *parts)).encode("utf-8", "replace")).hexdigest()[:32]
 
 
-def _default(signal: Signal) -> tuple[str, tuple[str, ...]]:
-    """The rule and parts for signals without words of the sender's. The service is always a part: equal names in two services are
-    two places, and a wrong merge hurts most."""
-    if signal.kind is SignalKind.EXCEPTION or (signal.exception_type and signal.frames):
-        return _exception(signal)
+def _default(signal: Signal, stack: Stack, templates: Templates | None, rules: Rules) -> Fingerprint:
+    """For signals without words of the sender's. The service is always a part: equal names in two services are two places, and a wrong
+    merge hurts most."""
+    if signal.kind is SignalKind.EXCEPTION or (stack.types and stack.frames and signal.kind not in (SignalKind.TICKET, SignalKind.ISSUE)):
+        return _exception(signal, stack, rules)
     if signal.kind is SignalKind.ALERT:
-        return _alert(signal)
+        return _of("alert", _alert(signal))
     if signal.kind is SignalKind.HEALTH_CHECK:
-        return _health_check(signal)
+        return _of("health_check", _health_check(signal))
     if signal.kind in (SignalKind.TICKET, SignalKind.ISSUE):
-        return "text", (signal.kind.value, signal.service, normalise_text(signal.title), normalise_text(signal.body))
-    return "message", (signal.kind.value, signal.service, parameterise(signal.title or signal.body))
+        return _of("text", (signal.kind.value, signal.service, normalise_text(signal.title), normalise_text(signal.body)))
+    if signal.kind in _LOG_KINDS:
+        return _log(signal, templates)
+    return _of("message", (signal.kind.value, signal.service, parameterise(signal.title or signal.body)))
 
 
-def _exception(signal: Signal) -> tuple[str, tuple[str, ...]]:
-    kind = normalise_function(signal.exception_type) if signal.exception_type else ""
-    frames = in_app_frames(signal)
-    if frames:
-        return "exception", (signal.service, kind, *frames)
-    message = parameterise(signal.exception_value or signal.title)
-    if signal.frames:
-        return "exception", (signal.service, kind, message, *_keys(signal.frames[-SYSTEM_FRAMES_MAX:]))
-    return "exception", (signal.service, kind, message)
+def _of(rule: str, parts: tuple[str, ...], variant: str = "") -> Fingerprint:
+    return Fingerprint(_key(rule, parts), rule, parts, variant=variant)
 
 
-def in_app_frames(signal: Signal) -> tuple[str, ...]:
-    """The in-app frames as `file:function`, innermost last, recursion folded into one."""
-    return _keys([frame for frame in signal.frames if frame.in_app][-FRAMES_MAX:])
+def log_line(signal: Signal) -> str:
+    """The line a log signal is known by: its title, or the first line of its body where the title is only the beginning of that."""
+    title = signal.title
+    if len(title) >= CUT_TITLE_CHARS and signal.body.startswith(title[:CUT_TITLE_CHARS]):
+        return signal.body.partition("\n")[0]
+    return title or signal.body.partition("\n")[0]
 
 
-def _keys(frames: Iterable[StackFrame]) -> tuple[str, ...]:
-    keys = (f"{frame.module or normalise_file(frame.file)}:{normalise_function(frame.function)}" for frame in frames)
-    return tuple(key for key, _ in groupby(keys))
+def _log(signal: Signal, templates: Templates | None) -> Fingerprint:
+    """By its template's first line, so that the key stays when the template grows."""
+    line = log_line(signal)
+    if templates is None:
+        tokens = shape(line)
+        id, text = template_id(tokens), " ".join(tokens)
+    else:
+        day = signal.received_at.toordinal() - 719_163  # of 1970-01-01
+        template = templates.find(signal.project, signal.service, signal.kind.value, line, day)
+        id, text = template.id, template.text
+    parts = (signal.kind.value, signal.service)
+    return Fingerprint(_key("log", (*parts, id)), "log", (*parts, text))
 
 
-def _alert(signal: Signal) -> tuple[str, tuple[str, ...]]:
+def stack_of(signal: Signal) -> Stack:
+    """The signal's exceptions and frames; a trace in the body of a signal that came without frames is read."""
+    if signal.frames or signal.exception_type:
+        chain = signal.labels.get(CHAIN_LABEL)
+        types = (
+            tuple(chain.split(" <- "))
+            if chain and signal.exception_type and chain.startswith(signal.exception_type[:80])
+            else (signal.exception_type,)
+        )
+        if signal.frames or not signal.body:
+            return Stack(types, signal.exception_value or signal.title, signal.frames)
+        read = traces.parse(signal.body)
+        if read is not None:
+            return Stack(read.types or types, read.messages[-1] if read.messages else signal.exception_value, read.frames)
+        return Stack(types, signal.exception_value or signal.title, ())
+    if signal.body and signal.kind in (SignalKind.EXCEPTION, SignalKind.LOG, SignalKind.CUSTOM):
+        read = traces.parse(signal.body)
+        if read is not None:
+            return Stack(read.types, read.messages[-1] if read.messages else signal.title, read.frames)
+    return Stack((), signal.title, ())
+
+
+def _exception(signal: Signal, stack: Stack, rules: Rules) -> Fingerprint:
+    own = [place(frame) for frame in stack.frames if rules.standing(frame.module, frame.file, frame.function, frame.in_app) == "in_app"]
+    if not own:
+        parts, variant = _system_parts(signal, stack, rules)
+        return _of("exception", parts, variant)
+    kind = stack.root
+    if _RUNAWAY.search(kind) or _RUNAWAY.search(stack.message):
+        circle = cycle(own)
+        if circle:
+            return _of("exception", ("app", signal.service, kind, *circle), "app")
+    places = collapse(own)
+    if any(tells(item) for item in places):
+        return _of("exception", ("app", signal.service, kind, *places), "app")
+    # A bundle without its source map: every place has the name of no place, so the words have to tell.
+    return _of("exception", ("app", signal.service, kind, _message(stack), *places), "app")
+
+
+def _system_parts(signal: Signal, stack: Stack, rules: Rules) -> tuple[tuple[str, ...], str]:
+    """All frames; the message where they are too few to tell a place, or none."""
+    kept = [place(frame) for frame in stack.frames if rules.standing(frame.module, frame.file, frame.function, frame.in_app) != "ignore"]
+    places = collapse(kept)
+    if sum(tells(item) for item in places) >= TELLING_MIN:
+        return ("system", signal.service, stack.root, *places), "system"
+    variant = "system" if places else "message"
+    return (variant, signal.service, stack.root, _message(stack), *places), variant
+
+
+def _message(stack: Stack) -> str:
+    codes = _STABLE_CODE.findall(stack.message[:1_000])
+    return " ".join(codes) if codes else parameterise(stack.message)
+
+
+def in_app_frames(signal: Signal, rules: Rules = NO_RULES) -> tuple[str, ...]:
+    """The in-app frames as `file:function`, innermost last, each once."""
+    frames: Sequence[StackFrame] = stack_of(signal).frames
+    return collapse(
+        [place(frame) for frame in frames if rules.standing(frame.module, frame.file, frame.function, frame.in_app) == "in_app"]
+    )
+
+
+def _alert(signal: Signal) -> tuple[str, ...]:
     kept = sorted(f"{name}={value}" for name, value in signal.labels.items() if name.lower() not in VOLATILE_LABELS)
     if not any(name.lower() in {"alertname", "alert", "rule", "monitor_name"} for name in signal.labels):
         kept.insert(0, parameterise(signal.title))
-    return "alert", (signal.service, *kept)
+    return (signal.service, *kept)
 
 
-def _health_check(signal: Signal) -> tuple[str, tuple[str, ...]]:
+def _health_check(signal: Signal) -> tuple[str, ...]:
     name = next((signal.labels[label] for label in CHECK_LABELS if signal.labels.get(label)), "")
     target = next((signal.labels[label] for label in TARGET_LABELS if signal.labels.get(label)), "")
     if not target and signal.request is not None:
         target = signal.request.url
     # Without either, the title has to name the check.
-    return "health_check", (signal.service, name or ("" if target else parameterise(signal.title)), target)
+    return (signal.service, name or ("" if target else parameterise(signal.title)), target)
+
+
+__all__ = [
+    "CHECK_LABELS", "TARGET_LABELS", "VERSION", "VOLATILE_LABELS", "Alternative", "Fingerprint", "Stack", "alternatives",
+    "fingerprint", "in_app_frames", "log_line", "stack_of",
+]  # fmt: skip

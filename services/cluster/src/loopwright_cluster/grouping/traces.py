@@ -1,0 +1,256 @@
+"""Reads stack traces that come as text: in a log line's continuation, a ticket, an export of another tool. Six families of languages.
+
+`parse` gives the exceptions, from what reached the surface down to the root cause, and one stack: the frames of the surfaced exception
+and then those of its causes that are not among them, outermost first. Frames of other threads and goroutines are not read.
+
+All patterns are bounded and anchored to one line: the text is hostile.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from loopwright_common.contracts.signals import FRAMES_MAX, StackFrame
+
+LINES_MAX = 600  # a trace of a hundred frames and its causes
+LINE_CHARS_MAX = 600
+CAUSES_MAX = 12
+
+_PY_START = re.compile(r"^\s*(?:\| )?Traceback \(most recent call last\):")
+_PY_FRAME = re.compile(r'^\s*(?:\| )?\s*File "([^"]{1,400})", line (\d{1,8})(?:, in (.{1,200}))?$')
+_PY_DIRECT = "The above exception was the direct cause of the following exception"
+_PY_DURING = "During handling of the above exception, another exception occurred"
+_ERROR = re.compile(r"^(?:\| )?\s{0,8}((?:[A-Za-z_][\w$]{0,100}[.:\\]{1,2}){0,12}[A-Z_a-z][\w$]{1,100})(?:: ?(.{0,400}))?$")
+_JAVA_FRAME = re.compile(
+    r"^\s{1,16}at (?:[\w.@-]{0,120}/{1,2}){0,2}((?:[\w$]{1,120}\.){1,20})([\w$<>-]{1,160})\(([^():]{0,200})(?::(\d{1,8}))?\)"
+)
+_JAVA_HEAD = re.compile(
+    r"^(?:Exception in thread \"[^\"]{0,200}\" |Caused by: |Suppressed: |\s{0,8}Wrapped by: )?"
+    r"((?:[\w$]{1,100}\.){0,12}[A-Z][\w$]{1,120})(?:: ?(.{0,400}))?$"
+)
+_JAVA_MORE = re.compile(r"^\s{1,16}\.\.\. (\d{1,6}) (?:more|common frames omitted)")
+_JS_FRAME = re.compile(
+    r"^\s{1,16}at (?:async )?(?:(.{1,200}?) \()?"
+    r"((?:[a-z][a-z0-9+.-]{1,20}:/{0,3}|/|\.{0,2}/|[A-Za-z]:\\|[\w@.-]{1,100}[/.]|<anonymous>|node:)"
+    r"[^()\s]{0,400}?)(?::(\d{1,8}))?(?::(\d{1,8}))?\)?$"
+)
+_JS_HEAD = re.compile(
+    r"^(?:Uncaught |\s{0,8}\[?cause\]?: |Caused by: )?(?:\(in promise\) )?"
+    r"((?:[A-Z]\w{0,80}\.)?[A-Z]\w{0,80}(?:Error|Exception)?)(?: \[\w{1,40}\])?(?:: (.{0,400}))?$"
+)
+_GECKO_FRAME = re.compile(r"^\s{0,8}([^@\s]{0,200})@((?:[a-z][a-z0-9+.-]{1,20}:/{1,3}|/|\.{0,2}/)[^\s]{1,400}?):(\d{1,8})(?::(\d{1,8}))?$")
+_GO_START = re.compile(r"^(?:panic: (.{0,400})|fatal error: (.{0,400})|goroutine \d{1,12} \[([^\]]{1,60})\]:)$")
+_GO_FUNCTION = re.compile(r"^((?:[\w.~@%-]{1,100}/){0,12}[\w.%*()\[\]{}-]{1,200})\((?:[^)]{0,300}|\.\.\.)\)$")
+_GO_FILE = re.compile(r"^\s{1,8}(\S{1,400}\.(?:go|s)):(\d{1,8})(?: \+0x[0-9a-f]{1,16})?$")
+_RUBY_HEAD = re.compile(r"^(\S{1,300}?):(\d{1,8}):in [`']([^']{1,200})': (.{0,300}?) ?\(((?:[A-Z]\w{0,80}::){0,8}[A-Z]\w{0,80})\)$")
+_RUBY_FRAME = re.compile(r"^\s{0,16}(?:\d{1,4}: )?(?:from )?(\S{1,300}?):(\d{1,8}):in [`']([^']{1,200})'")
+_NET_HEAD = re.compile(
+    r"^(?:Unhandled exception[.:] )?(?: ?---> )?"
+    r"((?:[A-Za-z_]\w{0,80}\.){1,12}\w{0,80}(?:Exception|Error|Fault)\w{0,40})(?: \(0x[0-9A-Fa-f]{8}\))?(?:: ?(.{0,400}))?$"
+)
+_NET_FRAME = re.compile(
+    r"^\s{1,8}(?:at|bei|à|en|в|в|em|in|w|场所|位置|場所) "
+    r"((?:[\w<>`$+|\[\]-]{1,160}\.){1,20}[\w<>`$|\[\],-]{1,160})\(([^)]{0,400})\)"
+    r"(?: (?:in|dans|en|в|em|w) (.{1,300}?):(?:line|Zeile|ligne|línea|строка|linha|riga|wiersz|行号|行) ?(\d{1,8}))?$"
+)
+_NET_END = re.compile(r"^\s{1,8}--- .{1,120} ---$")
+_HINT = re.compile(
+    r"Traceback \(most|^\s{1,16}at |\n\s{1,16}at |goroutine \d|"
+    r":in [`']|@(?:https?|file|webpack|app)[\w-]*:/|\.go:\d|\n {3}(?:bei|à|en|в|em|w|in) "
+)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """``types`` and ``messages`` from the surface to the root; ``frames`` outermost first."""
+
+    types: tuple[str, ...]
+    messages: tuple[str, ...]
+    frames: tuple[StackFrame, ...]
+
+
+@dataclass
+class _Part:
+    type: str = ""
+    message: str = ""
+    frames: list[StackFrame] | None = None  # outermost first
+    elided: int = 0  # outer frames it shares with the part before, which the text leaves out
+
+
+def may_hold_trace(text: str) -> bool:
+    """A cheap look: whether parsing is worth the time."""
+    return _HINT.search(text) is not None
+
+
+def parse(text: str) -> Trace | None:
+    """The trace in a text, or None. Reads at most LINES_MAX lines."""
+    if not may_hold_trace(text):
+        return None
+    lines = [line[:LINE_CHARS_MAX].rstrip() for line in text.split("\n", LINES_MAX)[:LINES_MAX]]
+    for read in (_python, _go, _jvm, _net, _javascript, _ruby):
+        parts = [part for part in read(lines) if part.frames or part.type]
+        if any(part.frames for part in parts):
+            return _joined(parts[:CAUSES_MAX])
+    return None
+
+
+def _joined(parts: list[_Part]) -> Trace:
+    """Surface first. A cause's frames come after those that led to it."""
+    frames: list[StackFrame] = []
+    seen: set[tuple[str, str, str]] = set()
+    for part in parts:
+        own = part.frames or []
+        fresh = [frame for frame in own if (frame.module, frame.file, frame.function) not in seen] if seen else own
+        frames.extend(fresh)
+        seen.update((frame.module, frame.file, frame.function) for frame in own)
+    return Trace(
+        tuple(part.type for part in parts if part.type), tuple(part.message for part in parts if part.type), tuple(frames[-FRAMES_MAX:])
+    )
+
+
+def _frame(file: str = "", function: str = "", line: str | None = None, column: str | None = None, module: str = "") -> StackFrame:
+    return StackFrame(
+        file=file[:512], function=function[:512], module=module[:512],
+        line=int(line) if line and int(line) <= 10_000_000 else None, column=int(column) if column and int(column) <= 10_000_000 else None,
+    )  # fmt: skip
+
+
+def _python(lines: list[str]) -> Iterable[_Part]:
+    """Python prints the root cause first. What happened while another error was handled is a problem of its own."""
+    parts: list[_Part] = []
+    current: _Part | None = None
+    direct = True
+    for line in lines:
+        if _PY_START.match(line):
+            if current is not None and not direct:
+                parts.clear()
+            current = _Part(frames=[])
+            parts.insert(0, current)
+        elif current is None:
+            continue
+        elif found := _PY_FRAME.match(line):
+            assert current.frames is not None
+            if not current.type:
+                current.frames.append(_frame(found[1], (found[3] or "<module>").strip(), found[2]))
+        elif _PY_DURING in line or _PY_DIRECT in line:
+            direct = _PY_DIRECT in line
+        elif current.frames and not current.type and not line.startswith("  ") and (found := _ERROR.match(line)):
+            current.type, current.message = found[1].rpartition(".")[2], found[2] or ""
+    return parts
+
+
+def _jvm(lines: list[str]) -> Iterable[_Part]:
+    parts: list[_Part] = []
+    current: _Part | None = None
+    for line in lines:
+        if found := _JAVA_FRAME.match(line):
+            if current is None:
+                current = _Part(frames=[])
+                parts.append(current)
+            current.frames = current.frames or []
+            file = found[3] if "." in found[3] else ""
+            current.frames.insert(0, _frame(file, found[2], found[4], module=found[1].rstrip(".")))
+        elif (found := _JAVA_MORE.match(line)) and current is not None:
+            current.elided = int(found[1])
+        elif line.lstrip().startswith("Suppressed: "):
+            current = _Part(frames=[])  # told of on the side: not part of the chain
+        elif found := _JAVA_HEAD.match(line):
+            if line.startswith("Caused by: ") or not parts:
+                current = _Part(found[1].rpartition(".")[2], found[2] or "", [])
+                parts.append(current)
+            elif parts and any(part.frames for part in parts) and line[:1] not in " \t":
+                break  # another trace, another thread
+        elif line.startswith('"') and any(part.frames for part in parts):
+            break  # a thread dump's next thread
+    return [part for part in parts if part.frames]
+
+
+def _javascript(lines: list[str]) -> Iterable[_Part]:
+    parts: list[_Part] = []
+    head = _Part(frames=[])
+    for line in lines:
+        found = _JS_FRAME.match(line)
+        if found:
+            function, file, row, column = found[1] or "", found[2], found[3], found[4]
+        elif (found := _GECKO_FRAME.match(line)) is not None:
+            function, file, row, column = found[1], found[2], found[3], found[4]
+        else:
+            if error := _JS_HEAD.match(line):
+                if not head.frames and not parts:
+                    head.type, head.message = error[1], error[2] or ""
+                elif "cause" in line[:16].lower():
+                    parts.append(head)
+                    head = _Part(error[1], error[2] or "", [])
+            continue
+        assert head.frames is not None
+        head.frames.insert(0, _frame(file, function, row, column))
+    return [*parts, head]
+
+
+def _go(lines: list[str]) -> Iterable[_Part]:
+    """The first goroutine that is told of is the one that panicked; the others are only there."""
+    part = _Part(frames=[])
+    function, started, in_goroutine = "", False, False
+    frames: list[StackFrame] = []
+    for line in lines:
+        if found := _GO_START.match(line):
+            if found[3] is not None:
+                if in_goroutine:
+                    break
+                in_goroutine = True
+            else:
+                part.type, part.message = "panic" if found[1] is not None else "fatal error", found[1] or found[2] or ""
+            started = True
+        elif started and line.startswith("created by "):
+            break
+        elif started and in_goroutine and (found := _GO_FUNCTION.match(line)):
+            function = found[1]
+        elif function and (found := _GO_FILE.match(line)):
+            frames.insert(0, _frame(found[1], function, found[2]))
+            if function in ("panic", "runtime.gopanic", "runtime.sigpanic"):
+                frames.clear()  # what comes before it is the runtime's way of dying
+            function = ""
+    part.frames = frames
+    return [part] if frames else []
+
+
+def _ruby(lines: list[str]) -> Iterable[_Part]:
+    part = _Part(frames=[])
+    for line in lines:
+        assert part.frames is not None
+        if found := _RUBY_HEAD.match(line):
+            if part.frames:
+                break  # a cause follows, with a stack of its own: told by the first already
+            part.type, part.message = found[5].rpartition("::")[2], found[4]
+            part.frames.insert(0, _frame(found[1], found[3], found[2]))
+        elif found := _RUBY_FRAME.match(line):
+            part.frames.insert(0, _frame(found[1], found[3], found[2]))
+        elif not part.type and (found := _ERROR.match(line)) and found[1][:1].isupper():
+            part.type, part.message = found[1].rpartition("::")[2], found[2] or ""
+    return [part]
+
+
+def _net(lines: list[str]) -> Iterable[_Part]:
+    """.NET prints the chain of types first, then the stack of the root cause, and further out that of each wrapper."""
+    types: list[_Part] = []
+    stacks: list[list[StackFrame]] = [[]]
+    for line in lines:
+        if _NET_END.match(line):
+            stacks.append([])
+        elif found := _NET_FRAME.match(line):
+            module, _, function = found[1].rpartition(".")
+            if not function:
+                continue
+            stacks[-1].insert(0, _frame(found[3] or "", function, found[4], module=module))
+        else:
+            for piece in line.split(" ---> "):
+                if (found := _NET_HEAD.match(piece.strip())) and len(types) < CAUSES_MAX and not any(stacks):
+                    types.append(_Part(found[1].rpartition(".")[2], found[2] or "", []))
+    stacks = [stack for stack in stacks if stack]
+    if not types or not stacks:
+        return []
+    for part, stack in zip(reversed(types), stacks, strict=False):  # the root's stack is first
+        part.frames = stack
+    return types
