@@ -33,6 +33,7 @@ class ServiceSettings(BaseSettings):
             "nats_url",
             "nats_user",
             "nats_password",
+            "nats_ca_file",
             "nats_store_bytes",
             "nats_replicas",
             "log_level",
@@ -49,6 +50,9 @@ class ServiceSettings(BaseSettings):
     nats_url: str = Field(default="nats://127.0.0.1:8422", description="The NATS server; several, separated by commas, for a cluster.")
     nats_user: str = Field(default="", description="NATS user; empty for a server without authorisation.")
     nats_password: SecretStr = Field(default=SecretStr(""), description="NATS password.")
+    nats_ca_file: Path | None = Field(
+        default=None, description="PEM file of the authority behind a tls:// server's certificate; without it the public ones."
+    )
     nats_store_bytes: int = Field(
         default=20 * GIB, ge=64 * MIB, description="Bytes all streams together may hold; cut to what the server has."
     )

@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from nats.aio.msg import Msg
@@ -64,11 +65,12 @@ class NatsBus:
         user: str = "",
         password: SecretStr | str = "",
         token: SecretStr | str = "",
+        ca_file: Path | None = None,
         store_bytes: int = 20 * 1024**3,
         replicas: int = 1,
     ) -> None:
         secret, ticket = (given if isinstance(given, SecretStr) else SecretStr(given) for given in (password, token))
-        self._connection = Connection(url, f"loopwright-{service}", user=user, password=secret, token=ticket)
+        self._connection = Connection(url, f"loopwright-{service}", user=user, password=secret, token=ticket, ca_file=ca_file)
         self.service = service
         self.url = url
         self._store_bytes = store_bytes

@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import json
 import random
+import ssl
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -47,7 +49,16 @@ class ApiError(Exception):
 class Connection:
     """Connects, reconnects for ever, and sends requests."""
 
-    def __init__(self, url: str, name: str, *, user: str = "", password: SecretStr | None = None, token: SecretStr | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        name: str,
+        *,
+        user: str = "",
+        password: SecretStr | None = None,
+        token: SecretStr | None = None,
+        ca_file: Path | None = None,
+    ) -> None:
         self.servers = [server.strip() for server in url.split(",") if server.strip()]
         self._name = name
         self._credentials: dict[str, Any] = {}
@@ -56,6 +67,8 @@ class Connection:
         elif user:
             self._credentials["user"] = user
             self._credentials["password"] = password.get_secret_value() if password is not None else ""
+        if ca_file is not None:
+            self._credentials["tls"] = ssl.create_default_context(cafile=str(ca_file))
         self._client: Client | None = None
         self._replies: dict[str, asyncio.Future[Msg]] = {}
         self._reply_prefix = ""

@@ -13,6 +13,7 @@ async def open_bus(settings: ServiceSettings, service: str) -> NatsBus:
         service,
         user=settings.nats_user,
         password=settings.nats_password,
+        ca_file=settings.nats_ca_file,
         store_bytes=settings.nats_store_bytes,
         replicas=settings.nats_replicas,
     )
