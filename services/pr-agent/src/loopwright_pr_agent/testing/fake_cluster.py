@@ -184,9 +184,10 @@ class FakeCluster:
                 _command(binds, container, spec, user), stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, cwd="/"
             )
         with self._changed:
-            if uid not in self.pods or self.pods[uid]["metadata"]["name"] != f"pod-{uid}" or uid not in self._uids():
-                process.kill()
             self._processes[uid] = process
+            is_deleted = uid not in self._uids()
+        if is_deleted:
+            self._end(uid)
         self._tell(uid, {"phase": "Running", "containerStatuses": [{"name": "run", "state": {"running": {"startedAt": began}}}]})
         try:
             return process.wait(timeout=max(0.1, deadline - time.monotonic()))
@@ -201,11 +202,15 @@ class FakeCluster:
         process = self._processes.get(uid)
         if process is None or process.poll() is not None:
             return
-        process.send_signal(signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=0.5)
-        process.kill()
-        process.wait(timeout=10)
+        # The container's first process, with which the kernel ends all of it; bubblewrap outside would leave it behind.
+        first = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+        for number, seconds in ((signal.SIGTERM, 1.0), (signal.SIGKILL, 10.0)):
+            for pid in first:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=seconds)
+                return
 
     def _tell(self, uid: str, status: Mapping[str, Any]) -> None:
         with self._changed:
@@ -242,6 +247,7 @@ def _command(binds: list[str], container: Mapping[str, Any], spec: Mapping[str, 
             command += ["--perms", "0755", "--dir", str(parent)]
         command += ["--ro-bind", str(prefix), str(prefix)]
     path = ":".join([*(str(prefix / "bin") for prefix in reversed(TOOLCHAINS)), "/usr/local/bin", "/usr/bin", "/bin"])
+    binds = [*binds, "--size", str(64 * 1024**2), "--perms", "1777", "--tmpfs", "/dev/shm"]  # noqa: S108  as container engines make it
     command += [*binds, "--ro-bind", str(Path(pod_runner.__file__)), RUNNER, "--remount-ro", "/dev", "--remount-ro", "/"]
     for variable in ({"name": "PATH", "value": path}, *container["env"]):
         command += ["--setenv", variable["name"], variable["value"]]

@@ -91,13 +91,10 @@ class KubernetesSandbox:
     async def run(self, request: RunRequest) -> RunResult:
         """As the port says. Raises SandboxBroken, NoSandbox, BundleTooLarge."""
         run = run_id(str(request.key))
-        attributes = {"loopwright.run": run, "loopwright.change_id": request.key.change, "loopwright.step": request.key.name}
-        with telemetry.span("sandbox job", **attributes) as span:
-            lock = self._locks.setdefault(run, asyncio.Lock())
-            async with lock:
-                result = await self._run(request, run)
-            span.set_attribute("loopwright.outcome", result.outcome)
-            return result
+        telemetry.annotate(k8s__namespace__name=self._settings.namespace, loopwright__sandbox__run=run)
+        lock = self._locks.setdefault(run, asyncio.Lock())
+        async with lock:
+            return await self._run(request, run)
 
     async def _run(self, request: RunRequest, run: str) -> RunResult:
         await asyncio.to_thread(self._options.work_dir.mkdir, parents=True, exist_ok=True)
@@ -192,6 +189,7 @@ class KubernetesSandbox:
         if not hmac.compare_digest(claim.encode(), self._runs.tokens.claim(kept.run, record.generation).encode()):
             raise SandboxBroken(f"there is a Job {name} that this service did not make; the next try takes another name")
         written = await self._runs.change(kept.run, record.generation, job_uid=uid)
+        telemetry.annotate(k8s__job__name=name, k8s__job__uid=uid)
         log.info("job_begun", run=kept.run, job=name, uid=uid, step=request.key.name)
         return written or replace(kept, record=record.model_copy(update={"job_uid": uid}))
 

@@ -119,9 +119,14 @@ def bytes_of(quantity: str) -> int:
     return int(float(found[1]) * UNITS[found[2]])
 
 
+def tmp_bytes(settings: JobSettings, memory_bytes: int) -> int:
+    """The size of /tmp, which is memory: never more than the run's own."""
+    return min(settings.tmp_bytes, memory_bytes)
+
+
 def memory_limit(settings: JobSettings, memory_bytes: int) -> int:
-    """The pod's limit: the run's own, /tmp (which is memory), and the runner beside them."""
-    return memory_bytes + settings.tmp_bytes + RUNNER_MEMORY_BYTES
+    """The pod's limit: the run's own, /tmp, and the runner beside them."""
+    return memory_bytes + tmp_bytes(settings, memory_bytes) + RUNNER_MEMORY_BYTES
 
 
 def user_of(settings: JobSettings, run: str) -> int | None:
@@ -150,7 +155,7 @@ def _pod(settings: JobSettings, run: JobRun) -> dict[str, Any]:
             {"name": "workspace", "emptyDir": {"sizeLimit": str(settings.workspace_bytes)}},
             {"name": "home", "emptyDir": {"sizeLimit": str(settings.home_bytes)}},
             {"name": "inputs", "emptyDir": {"sizeLimit": str(INPUTS_BYTES)}},
-            {"name": "tmp", "emptyDir": {"medium": "Memory", "sizeLimit": str(settings.tmp_bytes)}},
+            {"name": "tmp", "emptyDir": {"medium": "Memory", "sizeLimit": str(tmp_bytes(settings, run.memory_bytes))}},
         ],
     }
     if run.broker_address:
