@@ -13,6 +13,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from loopwright_common.contracts.signals import Signal, SignalKind, StackFrame
 
@@ -25,6 +26,7 @@ from loopwright_cluster.grouping.vocabulary import words
 
 VERSION = "2"  # part of every key: fingerprints of another version never meet these
 TELLING_MIN = 3  # where no frame is in-app: fewer places than this are a library's door, through which many problems come
+KEYS_REMEMBERED_MAX = 8_192  # of log templates, 200 bytes each
 CUT_TITLE_CHARS = 400  # a title of this length may be the beginning of a longer line, which the body then holds
 
 _DEFAULT = re.compile(r"\{\{\s{0,8}default\s{0,8}\}\}")
@@ -161,8 +163,13 @@ def _log(signal: Signal, templates: Templates | None) -> Fingerprint:
         day = signal.received_at.toordinal() - 719_163  # of 1970-01-01
         template = templates.find(signal.project, signal.service, signal.kind.value, line, day)
         id, text = template.id, template.text
-    parts = (signal.kind.value, signal.service)
-    return Fingerprint(_key("log", (*parts, id)), "log", (*parts, text))
+    kind = signal.kind.value
+    return Fingerprint(_log_key(kind, signal.service, id), "log", (kind, signal.service, text))
+
+
+@lru_cache(KEYS_REMEMBERED_MAX)
+def _log_key(kind: str, service: str, id: str) -> str:
+    return _key("log", (kind, service, id))
 
 
 def stack_of(signal: Signal) -> Stack:
@@ -180,7 +187,7 @@ def stack_of(signal: Signal) -> Stack:
         if read is not None:
             return Stack(read.types or types, read.messages[-1] if read.messages else signal.exception_value, read.frames)
         return Stack(types, signal.exception_value or signal.title, ())
-    if signal.body and signal.kind in (SignalKind.EXCEPTION, SignalKind.LOG, SignalKind.CUSTOM):
+    if "\n" in signal.body and signal.kind in (SignalKind.EXCEPTION, SignalKind.LOG, SignalKind.CUSTOM):
         read = traces.parse(signal.body)
         if read is not None:
             return Stack(read.types, read.messages[-1] if read.messages else signal.title, read.frames)

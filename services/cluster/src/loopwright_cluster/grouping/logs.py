@@ -56,6 +56,7 @@ _ASSIGNED = re.compile(r"(?<=\w=)[^\s<>(){}\[\],;=]+(?:[({\[][^\s(){}\[\]]*[)}\]
 _GLUED = re.compile(r"(?:[\w.$#%+~@/\\-]*[_.$#%+~@/\\-])?<\*>(?:[_.$#%+~@/\\-]?\w[\w.$#%+~@/\\-]*)?")
 _JOINED = re.compile(r"<\*>(?:[-_.:/,;#@+|]{0,2}<\*>)+")
 _HAS_DIGIT = re.compile(r"\d")
+_CLOSING = ",;.:)]}"
 _EDGES = " \t.,;:!?()[]{}<>\"'`|*-=#"
 
 
@@ -75,12 +76,14 @@ def shape(line: str) -> tuple[str, ...]:
     kept: list[str] = []
     last = ""
     for token in _CALENDAR.sub(ANY, _LEADER.sub(r" \g<0> ", text)).split():
-        if token.isalpha():
-            if last.endswith(ANY) and token in UNITS:
-                continue  # `3 min`, `20 ms`: one value
-        else:
+        if last.endswith(ANY) and token.rstrip(_CLOSING) in UNITS:  # `3 min`, `20 ms,`: one value
+            last += token[len(token.rstrip(_CLOSING)) :]
+            kept[-1] = last
+            continue
+        if not token.isalpha():
             token = _without_values(token)
             if ANY in token and token.rstrip(",;") == last.rstrip(",;"):
+                last = token
                 continue
         kept.append(token)
         last = token
@@ -318,9 +321,13 @@ class Templates:
         for id in place.evict(max(1, len(place.templates) // EVICTED_SHARE)):
             self._unsaved[f"{project}.{name}.{id}"] = None
 
-    def unsaved(self) -> list[Change]:
-        """What is to be stored, by key."""
-        return [(key, _stored(template) if template is not None else None) for key, template in self._unsaved.items()]
+    def unsaved(self, project: str | None = None) -> list[Change]:
+        """What is to be stored, by key: of one project, or of all."""
+        return [
+            (key, _stored(template) if template is not None else None)
+            for key, template in self._unsaved.items()
+            if project is None or key.startswith(f"{project}.")
+        ]
 
     def saved(self, changes: Iterable[Change]) -> None:
         """These are stored; what changed once more meanwhile stays to be."""
@@ -352,6 +359,7 @@ class Templates:
         return sum(len(place.templates) for place in self._projects.get(project, {}).values())
 
 
+@lru_cache(4_096)
 def _place_name(service: str, kind: str) -> str:
     return hashlib.sha256(f"{kind}\x1f{service}".encode("utf-8", "replace")).hexdigest()[:16]
 
