@@ -1,4 +1,3 @@
-import asyncio
 import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -7,7 +6,7 @@ import pytest
 from loopwright_cluster.adapters.qdrant_server import QdrantServerIndex
 from loopwright_cluster.embedding.hashing import HashingEmbedding
 from loopwright_cluster.embedding.minilm import MiniLmEmbedding
-from loopwright_cluster.handlers import SignalGrouping
+from loopwright_cluster.handlers import ProjectLocks, SignalGrouping
 from loopwright_cluster.records import Records
 from loopwright_cluster.regrouping import Regrouping, Search
 from loopwright_common.bus import Received
@@ -73,9 +72,9 @@ class Flow:
     async def restart(self, *, bus=None, index=None):
         bus, index = bus or self.bus, index or self.index
         self.records = await Records.open(bus)
-        lock = asyncio.Lock()
-        self.grouping = SignalGrouping(bus, self.records, self.embedding, index, self.clock, lock)
-        self.regrouping = Regrouping(bus, self.records, index, lock)
+        locks = ProjectLocks()
+        self.grouping = SignalGrouping(bus, self.records, self.embedding, index, self.clock, locks)
+        self.regrouping = Regrouping(bus, self.records, index, locks)
         self.search = Search(self.records, self.embedding, index)
         return self
 

@@ -19,7 +19,7 @@ from loopwright_cluster import api
 from loopwright_cluster.adapters.qdrant_edge import QdrantEdgeIndex
 from loopwright_cluster.embedding.hashing import HashingEmbedding
 from loopwright_cluster.embedding.minilm import MiniLmEmbedding
-from loopwright_cluster.handlers import SignalGrouping
+from loopwright_cluster.handlers import ProjectLocks, SignalGrouping
 from loopwright_cluster.ports import Embedding, VectorIndex
 from loopwright_cluster.records import Records
 from loopwright_cluster.regrouping import Regrouping, Search, fill_index
@@ -79,9 +79,9 @@ class Service:
         records = self._records = await Records.open(self.bus)
         await records.start()
         await fill_index(records, self.embedding, self.index)
-        lock = asyncio.Lock()
-        grouping = SignalGrouping(self.bus, records, self.embedding, self.index, self._clock, lock)
-        regrouping = Regrouping(self.bus, records, self.index, lock)
+        locks = ProjectLocks()
+        grouping = SignalGrouping(self.bus, records, self.embedding, self.index, self._clock, locks)
+        regrouping = Regrouping(self.bus, records, self.index, locks)
         # How reports stand is heard before signals are placed, so that a restart does not put a recurrence into a resolved report.
         await self.bus.consume_batches(
             ConsumerSpec("cluster-reports", SERVICE, (REPORTS_TRANSITIONED,), ordered=True, batch_max=100, ack_wait=ACK_WAIT),
@@ -96,6 +96,7 @@ class Service:
                 SERVICE,
                 (SIGNALS,),
                 ordered=True,
+                per_project=True,
                 batch_max=self._batch_max,
                 ack_wait=ACK_WAIT,
                 attempts_max=20,  # an hour of waiting for a vector server that is down, before signals go to the dead letters

@@ -15,10 +15,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter as Tally
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 import structlog
@@ -66,27 +68,42 @@ class Grouped:
     decided_at: datetime | None = None
 
 
-class SignalGrouping:
-    """Puts each signal of the stream into a report and says so. One batch at a time; ``lock`` is shared with the other handlers."""
+class ProjectLocks:
+    """A lock for each project: within this process, one thing at a time happens to its reports. What is not held is forgotten."""
 
-    def __init__(self, bus: Bus, records: Records, embedding: Embedding, index: VectorIndex, clock: Clock, lock: asyncio.Lock) -> None:
+    def __init__(self) -> None:
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    def of(self, project: str) -> asyncio.Lock:
+        """The lock of a project."""
+        return self._locks.setdefault(project, asyncio.Lock())
+
+
+class SignalGrouping:
+    """Puts each signal of the stream into a report and says so. One batch of a project at a time; the other handlers share ``locks``."""
+
+    def __init__(self, bus: Bus, records: Records, embedding: Embedding, index: VectorIndex, clock: Clock, locks: ProjectLocks) -> None:
         self._bus = bus
         self._records = records
         self._embedding = embedding
         self._index = index
         self._clock = clock
-        self._lock = lock
+        self._locks = locks
 
     async def handle(self, batch: Sequence[Received[Signal]]) -> None:
         """Decide, store, publish. Raises Conflict when another replica wrote meanwhile; the batch is then handed in again."""
         for message in batch:
             if message.payload.project != message.project:
                 raise Permanent(f"a signal of project {message.payload.project!r} came on {message.subject!r}")
-        async with self._lock:
-            work = _Batch(self, [message.payload for message in batch])
-            grouped = await work.decide()
-            await work.store()
-            await self._publish(grouped, batch)
+        by_project: dict[str, list[Received[Signal]]] = defaultdict(list)
+        for message in batch:  # the bus hands in one project at a time; to decide a project at a time is what counts
+            by_project[message.project].append(message)
+        for project, messages in by_project.items():
+            async with self._locks.of(project):
+                work = _Batch(self, [message.payload for message in messages])
+                grouped = await work.decide()
+                await work.store()
+                await self._publish(grouped, messages)
 
     async def _publish(self, grouped: Sequence[Grouped], batch: Sequence[Received[Signal]]) -> None:
         now = self._clock.now()

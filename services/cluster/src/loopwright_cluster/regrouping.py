@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 
 import structlog
@@ -15,7 +14,7 @@ from loopwright_common.identifiers import derived_id
 
 from loopwright_cluster.domain import Exemplar, point_id
 from loopwright_cluster.grouping.normalise import parameterise
-from loopwright_cluster.handlers import BEFORE_EVERYTHING
+from loopwright_cluster.handlers import BEFORE_EVERYTHING, ProjectLocks
 from loopwright_cluster.ports import Embedding, VectorIndex
 from loopwright_cluster.records import Records
 
@@ -26,24 +25,24 @@ log = structlog.get_logger()
 
 
 class Regrouping:
-    """Keeps the records in step with what the gateway and people decide. ``lock`` is shared with the signals' flow."""
+    """Keeps the records in step with what the gateway and people decide. ``locks`` are shared with the signals' flows."""
 
-    def __init__(self, bus: Bus, records: Records, index: VectorIndex, lock: asyncio.Lock) -> None:
+    def __init__(self, bus: Bus, records: Records, index: VectorIndex, locks: ProjectLocks) -> None:
         self._bus = bus
         self._records = records
         self._index = index
-        self._lock = lock
+        self._locks = locks
 
     async def hear(self, batch: Sequence[Received[ReportTransitioned]]) -> None:
         """Remember how each report stands."""
-        async with self._lock:
-            for message in batch:
+        for message in batch:
+            async with self._locks.of(message.payload.project):
                 await self._records.transition(message.payload)
 
     async def obey(self, message: Received[GroupCommand]) -> None:
         """Merge or split as a person said, and publish that it is so. Raises Refused when the command makes no sense."""
         command = message.payload
-        async with self._lock:
+        async with self._locks.of(command.project):
             fact = await (self._merge(command) if command.action == "merge" else self._split(command))
             outgoing = Outgoing(GROUPS_REGROUPED, fact, f"regroup-{command.command_id}", {"project": command.project}, about=fact.report_id)
             await self._bus.publish(outgoing)
