@@ -17,7 +17,7 @@ ARG BASE=docker.io/library/debian:bookworm-slim@sha256:88200866dfff7ea7f5cbcb6ec
 FROM ${BASE} AS build
 RUN apt-get update \
     && apt-get install -y --no-install-recommends python3 python3-venv ca-certificates \
-    && rm -rf /var/lib/apt/lists/* /var/cache/apt/*.bin
+    && apt-get clean && rm -rf /var/lib/apt/lists/*
 # The version that tools/setup.py brings into a checkout.
 ARG UV_VERSION=0.13.9
 RUN --mount=type=secret,id=packages --mount=type=secret,id=ca \
@@ -73,7 +73,7 @@ FROM ${BASE} AS sandbox
 ARG EXTRA_DEBIAN_PACKAGES=""
 RUN apt-get update \
     && apt-get install -y --no-install-recommends ca-certificates git make python3 python3-venv ${EXTRA_DEBIAN_PACKAGES} \
-    && rm -rf /var/lib/apt/lists/* /var/cache/apt/*.bin /var/log/apt /var/log/dpkg.log \
+    && apt-get clean && rm -rf /var/lib/apt/lists/* /var/log/apt /var/log/dpkg.log \
     && useradd --uid 10001 --gid 0 --home-dir /tmp --no-create-home --shell /usr/sbin/nologin loopwright
 COPY services/pr-agent/src/loopwright_pr_agent/sandbox/pod_runner.py /opt/loopwright/pod_runner.py
 ENV HOME=/tmp PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 LANG=C.UTF-8
@@ -94,7 +94,7 @@ FROM ${BASE} AS services
 # number may change between starts while the volume keeps the old one.
 RUN apt-get update \
     && apt-get install -y --no-install-recommends ca-certificates git python3 \
-    && rm -rf /var/lib/apt/lists/* /var/cache/apt/*.bin /var/log/apt /var/log/dpkg.log \
+    && apt-get clean && rm -rf /var/lib/apt/lists/* /var/log/apt /var/log/dpkg.log \
     && git config --system --add safe.directory '*' \
     && useradd --uid 10001 --gid 0 --home-dir /tmp --no-create-home --shell /usr/sbin/nologin loopwright \
     && install -d -m 0770 -g 0 -o 10001 /var/lib/loopwright
