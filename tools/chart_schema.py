@@ -71,7 +71,7 @@ USER = ("runAsNonRoot", "runAsUser", "runAsGroup", "seccompProfile", "seLinuxOpt
 # By the last part of a value's path. The path's end may hold more, as "resources.limits", and then wins.
 RULES: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("nodeSelector", "podAnnotations", "podLabels", "annotations", "labels", "namespaceLabels"), WORDS),
-    **dict.fromkeys(("extraEnvFrom", "extraVolumes", "extraVolumeMounts", "tolerations"), OBJECTS),
+    **dict.fromkeys(("extraEnvFrom", "extraVolumes", "extraVolumeMounts", "tolerations", "triggers"), OBJECTS),
     **dict.fromkeys(("networkPolicyTo", "edgeFrom", "metricsFrom", "natsMonitoringFrom", "modelEgress", "otlpTo", "parentRefs"), OBJECTS),
     **dict.fromkeys(("requests", "resources.limits", "limits.default", "defaultRequest", "max", "hard"), QUANTITIES),
     **dict.fromkeys(("size", "tmpSize", "workSize"), SIZE),

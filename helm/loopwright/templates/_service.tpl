@@ -362,8 +362,8 @@ spec:
 {{- $v := .values }}
 ---
 {{- if eq $v.autoscaling.kind "keda" }}
-{{- if not .lag }}
-{{- fail (printf "%s takes nothing from a stream, so there is no lag to scale by: set its autoscaling.kind to hpa" .key) }}
+{{- if not (or .lag $v.autoscaling.triggers) }}
+{{- fail (printf "%s has no single consumer whose lag could be asked for: set its autoscaling.kind to hpa, or autoscaling.triggers" .key) }}
 {{- end }}
 apiVersion: keda.sh/v1alpha1
 kind: ScaledObject
@@ -382,6 +382,9 @@ spec:
   cooldownPeriod: {{ int $v.autoscaling.cooldownSeconds }}
   triggers:
     {{- $root := .root }}
+    {{- if $v.autoscaling.triggers }}
+    {{- toYaml $v.autoscaling.triggers | nindent 4 }}
+    {{- else }}
     {{- range .lag }}
     - type: nats-jetstream
       metadata:
@@ -395,6 +398,7 @@ spec:
         consumer: {{ .consumer }}
         lagThreshold: {{ toString (int $v.autoscaling.lagThreshold) | quote }}
         activationLagThreshold: "0"
+    {{- end }}
     {{- end }}
 {{- else }}
 apiVersion: autoscaling/v2
