@@ -34,6 +34,7 @@ _DEFAULT = re.compile(r"\{\{\s{0,8}default\s{0,8}\}\}")
 VOLATILE_LABELS = words("volatile_labels")
 CHECK_LABELS = ("check", "check_name", "health_check", "monitor", "probe", "name")
 TARGET_LABELS = ("target", "url", "endpoint", "path", "route")
+GO_RUNTIME_ERROR = "runtime error: "
 CHAIN_LABEL = "exception.chain"  # from the one that surfaced to the root cause, as the ingest writes it
 # Recursion without end stops where the stack is full, which is chance: only the circle says what is wrong.
 _RUNAWAY = re.compile(
@@ -86,7 +87,10 @@ class Stack:
 
     @property
     def root(self) -> str:
-        """The type of the root cause: a wrapper around it says only who passed it on."""
+        """The type of the root cause: a wrapper around it says only who passed it on. Go's runtime has one type for all its errors."""
+        runtime = self.message.find(GO_RUNTIME_ERROR, 0, 200)
+        if runtime >= 0:
+            return parameterise(self.message[runtime:])
         return function_name(self.types[-1].rpartition(".")[2].rpartition("::")[2]) if self.types and self.types[-1] else ""
 
 

@@ -55,7 +55,7 @@ _ARITY = re.compile(r"`\d{1,3}(?:\[[^\]]{0,256}\])?")
 _CLONE = re.compile(r"\s?\[(?:clone|as|inlined)[^\]]{0,128}\]|\.(?:isra|constprop|part|cold|llvm|lto_priv)(?:\.\d{1,20})?\b|\[\.\.\.\]")
 _ADDRESS = re.compile(r"(?:::h[0-9a-f]{16}\b|@?\b0x[0-9a-fA-F]{1,16}\b|\+0x[0-9a-fA-F]{1,16})")
 _DOTNET = (
-    (re.compile(r"<>c(?:__DisplayClass\d{1,6}_\d{1,6})?(?:`\d{1,3})?[.+]"), ""),
+    (re.compile(r"[.+]?<>c(?:__DisplayClass\d{1,6}(?:_\d{1,6})?)?(?:`\d{1,3})?(?=[.+]|$)"), ""),
     (re.compile(r"<(\w{0,128})>b__\d{1,6}(?:_\d{1,6})?"), rf"\1{LAMBDA}"),
     (re.compile(r"<(\w{0,128})>g__(\w{1,128})\|\d{1,6}(?:_\d{1,6})?"), r"\1.\2"),
     (re.compile(r"<(\w{1,128})>d__\d{1,6}(?:[.+]MoveNext)?"), r"\1"),
@@ -156,6 +156,10 @@ _BUNDLE = re.compile(
     r"|\.chunk\.m?js$|(?:^|/)(?:bundle|vendors?)\.m?js$|(?:^|/)\d{1,6}\.[0-9a-f]{6,40}\.m?js$|[-.](?=[0-9A-Za-z_-]{0,39}\d)[0-9A-Za-z_-]{8,40}\.m?js$"
 )
 _QUERY = re.compile(r"[?#].{0,512}$")
+_NAMED_BUNDLE = re.compile(
+    r"(?:(?<=main)|(?<=app)|(?<=index)|(?<=bundle)|(?<=chunk)|(?<=vendor)|(?<=vendors)|(?<=runtime))[-.~][0-9A-Za-z_-]{5,40}"
+    r"(?=\.(?:chunk\.)?m?js$)"
+)
 _CHUNK_NUMBER = re.compile(r"(?:^|(?<=/))\d{1,6}(?=\.(?:\*\.)?(?:chunk\.)?m?js$)")
 _HASHED = re.compile(r"(?<=[.~_-])(?=[0-9A-Za-z_]{0,39}\d)[0-9A-Za-z_]{6,40}(?=\.(?:chunk\.|bundle\.|min\.)?m?[jt]sx?$)")
 _MIXED_HASH = re.compile(r"(?<=[.-])(?=[0-9A-Za-z_]{0,7}[a-z][A-Z])[0-9A-Za-z_]{8}(?=\.m?js$)")  # Vite's, where it has no digit
@@ -175,7 +179,7 @@ def file_name(path: str) -> str:
     """A source file's path as two releases share it: without host, query, hash, version and the folders above the project."""
     text = _QUERY.sub("", path.replace("\\", "/"))
     text = _DEPLOYED.sub("", re.sub(r"^[A-Za-z]:(?=/)", "", text))
-    text = _PACKAGE_ROOT.sub("", _MIXED_HASH.sub("*", _HASHED.sub("*", text)))
+    text = _PACKAGE_ROOT.sub("", _MIXED_HASH.sub("*", _HASHED.sub("*", _NAMED_BUNDLE.sub(".*", text))))
     return _CHUNK_NUMBER.sub("*", normalise_file(text))
 
 
@@ -188,13 +192,10 @@ def _is_bundle(path: str) -> bool:
 def _place(module: str, file: str, function: str, minified: bool) -> str:
     if module and _PLUMBING_MODULE.search(module):
         return ""
-    if module and f"{module}.{function}" == f"{module}.{module}":
-        function = ""
-    name = function_name(function)
+    # Bundlers give such names anew with every build.
+    name = MINIFIED if minified and len(function.rpartition(".")[2]) <= MINIFIED_NAME_CHARS_MAX else function_name(function)
     if not name:
         return ""
-    if minified and len(name.rpartition(".")[2]) <= MINIFIED_NAME_CHARS_MAX:
-        name = MINIFIED
     where = (
         function_name(module) if module and not module.startswith(("http:", "https:")) and "/" not in module else file_name(module or file)
     )

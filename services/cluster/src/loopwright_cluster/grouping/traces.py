@@ -9,14 +9,16 @@ All patterns are bounded and anchored to one line: the text is hostile.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from loopwright_common.contracts.signals import FRAMES_MAX, StackFrame
 
 LINES_MAX = 600  # a trace of a hundred frames and its causes
 LINE_CHARS_MAX = 600
 CAUSES_MAX = 12
+FRAMES_REMEMBERED_MAX = 8_192  # the traces of one release repeat their lines: remembering them makes reading twice as fast
 
 _PY_START = re.compile(r"^\s*(?:\| )?Traceback \(most recent call last\):")
 _PY_FRAME = re.compile(r'^\s*(?:\| )?\s*File "([^"]{1,400})", line (\d{1,8})(?:, in (.{1,200}))?$')
@@ -24,7 +26,8 @@ _PY_DIRECT = "The above exception was the direct cause of the following exceptio
 _PY_DURING = "During handling of the above exception, another exception occurred"
 _ERROR = re.compile(r"^(?:\| )?\s{0,8}((?:[A-Za-z_][\w$]{0,100}[.:\\]{1,2}){0,12}[A-Z_a-z][\w$]{1,100})(?:: ?(.{0,400}))?$")
 _JAVA_FRAME = re.compile(
-    r"^\s{1,16}at (?:[\w.@-]{0,120}/{1,2}){0,2}((?:[\w$]{1,120}\.){1,20})([\w$<>-]{1,160})\(([^():]{0,200})(?::(\d{1,8}))?\)"
+    r"^\s{1,16}at (?:[\w.@-]{0,120}/{1,2}){0,2}((?:[\w$]{1,120}\.){1,20})([\w$<>-]{1,160})\("
+    r"([\w$ -]{1,120}\.(?:java|kts?|scala|groovy|clj[cs]?)|Native Method|Unknown Source|<generated>|SourceFile|)(?::(\d{1,8}))?\)"
 )
 _JAVA_HEAD = re.compile(
     r"^(?:Exception in thread \"[^\"]{0,200}\" |Caused by: |Suppressed: |\s{0,8}Wrapped by: )?"
@@ -56,6 +59,9 @@ _NET_FRAME = re.compile(
     r"(?: (?:in|dans|en|в|em|w) (.{1,300}?):(?:line|Zeile|ligne|línea|строка|linha|riga|wiersz|行号|行) ?(\d{1,8}))?$"
 )
 _NET_END = re.compile(r"^\s{1,8}--- .{1,120} ---$")
+_RUBY_HINT = re.compile(r":\d{1,8}:in [`']")
+_JVM_HINT = re.compile(r"\(\w{1,120}\.(?:java|kts?|scala|groovy|clj)(?::|\))|\(Native Method\)|\(Unknown Source")
+_JS_HINT = re.compile(r":\d{1,8}:\d{1,8}\)?\s{0,4}(?:\n|$)")
 _HINT = re.compile(
     r"Traceback \(most|^\s{1,16}at |\n\s{1,16}at |goroutine \d|"
     r":in [`']|@(?:https?|file|webpack|app)[\w-]*:/|\.go:\d|\n {3}(?:bei|à|en|в|em|w|in) "
@@ -89,11 +95,24 @@ def parse(text: str) -> Trace | None:
     if not may_hold_trace(text):
         return None
     lines = [line[:LINE_CHARS_MAX].rstrip() for line in text.split("\n", LINES_MAX)[:LINES_MAX]]
-    for read in (_python, _go, _jvm, _net, _javascript, _ruby):
+    for read in _readers(text):
         parts = [part for part in read(lines) if part.frames or part.type]
         if any(part.frames for part in parts):
             return _joined(parts[:CAUSES_MAX])
     return None
+
+
+def _readers(text: str) -> Sequence[Callable[[list[str]], Iterable[_Part]]]:
+    """Who is to read it, the likeliest first."""
+    if "Traceback (most recent call last)" in text:
+        return (_python,)
+    if "goroutine " in text:
+        return (_go,)
+    if _RUBY_HINT.search(text):
+        return (_ruby,)
+    if _JVM_HINT.search(text):
+        return (_jvm,)
+    return (_javascript, _net) if _JS_HINT.search(text) else (_net, _jvm, _javascript)
 
 
 def _joined(parts: list[_Part]) -> Trace:
@@ -110,6 +129,7 @@ def _joined(parts: list[_Part]) -> Trace:
     )
 
 
+@lru_cache(FRAMES_REMEMBERED_MAX)
 def _frame(file: str = "", function: str = "", line: str | None = None, column: str | None = None, module: str = "") -> StackFrame:
     return StackFrame(
         file=file[:512], function=function[:512], module=module[:512],
