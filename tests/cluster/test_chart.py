@@ -501,3 +501,21 @@ def test_secrets_are_kept_at_uninstall_only_when_that_is_asked_for(rendered: dic
         secrets = [item for item in rendered[case] if item["kind"] == "Secret"]
         assert secrets
         assert {(item["metadata"].get("annotations") or {}).get("helm.sh/resource-policy") for item in secrets} == {kept}
+
+
+def quantity(text: str | int) -> float:
+    """A Kubernetes quantity as a number: cores or bytes."""
+    factors = {"Gi": 1024**3, "Mi": 1024**2, "Ki": 1024, "m": 0.001}
+    unit = next((unit for unit in factors if str(text).endswith(unit)), "")
+    return float(str(text).removesuffix(unit)) * factors.get(unit, 1.0)
+
+
+def test_the_documentation_says_what_the_defaults_ask_of_a_cluster(rendered: dict[str, list[Manifest]]) -> None:
+    asked = {"cpu": 0.0, "memory": 0.0}
+    for item in rendered["defaults"]:
+        if item["kind"] in ("Deployment", "StatefulSet"):
+            for container in item["spec"]["template"]["spec"]["containers"]:
+                for name in asked:
+                    asked[name] += item["spec"]["replicas"] * quantity(container["resources"]["requests"][name])
+    text = (CHART.parents[1] / "docs" / "operations.md").read_text(encoding="utf-8")
+    assert f"asks for {asked['cpu']:.1f} cores and {asked['memory'] / 1024**3:.1f} GiB" in text
