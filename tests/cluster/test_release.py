@@ -69,7 +69,9 @@ def test_pr_agent_may_do_in_the_sandbox_namespace_what_it_needs_and_nothing_else
 
     def may(verb: str, resource: str, namespace: str) -> bool:
         # can-i exits 1 when the answer is no
-        said = release.cluster.kubectl("auth", "can-i", verb, resource, "-n", namespace, f"--as={who}", expected=(0, 1)).strip()
+        name, _, part = resource.partition("/")  # can-i itself would take "pods/log" for a pod of that name
+        asked = [verb, name, *([f"--subresource={part}"] if part else []), "-n", namespace, f"--as={who}"]
+        said = release.cluster.kubectl("auth", "can-i", *asked, expected=(0, 1)).strip()
         assert said in ("yes", "no"), said
         return said == "yes"
 
