@@ -18,6 +18,7 @@ from loopwright_common.nats_bus import NatsBus, open_bus
 from loopwright_common.process import service_app
 from loopwright_common.projects import Projects
 from loopwright_repositories.forges.local import LocalForge
+from prometheus_client import Gauge
 
 from loopwright_pr_agent import api
 from loopwright_pr_agent.adapters.forge_view import ForgeReader
@@ -29,12 +30,17 @@ from loopwright_pr_agent.making import Workshop
 from loopwright_pr_agent.policy import DiffLimits
 from loopwright_pr_agent.ports import Publisher
 from loopwright_pr_agent.sandbox.detect import choose
-from loopwright_pr_agent.sandbox.port import Limits, NoSandbox, Sandbox
+from loopwright_pr_agent.sandbox.kubernetes.api import JobsApi
+from loopwright_pr_agent.sandbox.kubernetes.service import ClusterSandbox, is_wanted
+from loopwright_pr_agent.sandbox.port import Limits, NoSandbox, Sandbox, SandboxError
 from loopwright_pr_agent.settings import PrAgentSettings
 from loopwright_pr_agent.strategies.revert import Revert
 
 ACK_WAIT = timedelta(seconds=60)  # a change takes minutes; heartbeats go on meanwhile, and a crash is noticed within this
 MAKE_AGAIN_SECONDS = 5.0
+FIND_AGAIN_SECONDS = 20.0
+
+SANDBOX = Gauge("loopwright_sandbox_available", "1 while changes can be verified here, 0 where no sandbox holds.")
 
 log = structlog.get_logger()
 
@@ -42,7 +48,9 @@ log = structlog.get_logger()
 class Service:
     """The running parts. ``start`` returns when requests and commands are being handled; ``stop`` drains."""
 
-    def __init__(self, settings: PrAgentSettings, bus: Bus, clock: Clock, publisher: Publisher | None = None) -> None:
+    def __init__(
+        self, settings: PrAgentSettings, bus: Bus, clock: Clock, publisher: Publisher | None = None, jobs_api: JobsApi | None = None
+    ) -> None:
         self._settings = settings
         self._bus = bus
         self._clock = clock
@@ -54,6 +62,8 @@ class Service:
             settings.forge_url, settings.forge_write_token_file, settings.forge_merge_token_file, limits
         )
         self._diff_limits = limits
+        self._jobs_api = jobs_api
+        self._cluster: ClusterSandbox | None = None
         self._sandbox: Sandbox | None = None
         self._sandbox_reason = "the service is starting"
         self._tasks: list[asyncio.Task[None]] = []
@@ -103,15 +113,21 @@ class Service:
             asyncio.create_task(keep_looking(changing, settings.poll_seconds), name="forge-watch"),
             asyncio.create_task(keep_repositories(changing, self._projects, MAKE_AGAIN_SECONDS), name="repositories"),
         ]
+        if settings.sandbox == "kubernetes":
+            self._tasks.append(asyncio.create_task(self._keep_finding(), name="sandbox-watch"))
         return store
 
     async def stop(self, drain: timedelta) -> None:
+        if self._cluster is not None:
+            self._cluster.leave()  # what does not end while we drain goes on in the cluster, and is found by the next process
         for task in self._tasks:
             task.cancel()
         for task in self._tasks:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
         await self._bus.close(drain)
+        if self._cluster is not None:
+            await self._cluster.stop()
         await self._projects.stop()
         await self._forge.aclose()
 
@@ -120,15 +136,38 @@ class Service:
         return api.SandboxStatus(isolation=isolation, reason=self._sandbox_reason[:2_000])
 
     async def _find_sandbox(self) -> None:
+        """A cluster's Jobs where they are wanted, else what holds on this host; the reason says what was found, or the remedy."""
+        choice = self._settings.sandbox
         try:
-            if self._settings.sandbox == "kubernetes":
-                raise NoSandbox("Jobs cannot be run yet.")
-            self._sandbox, findings = await choose(self._settings.sandbox)
-            self._sandbox_reason = findings[-1].reason
-            log.info("sandbox_holds", isolation=self._sandbox.isolation, facts=self._sandbox_reason)
-        except NoSandbox as error:
+            if is_wanted(self._settings):
+                try:
+                    await self._find_cluster()
+                except SandboxError as error:
+                    if choice == "kubernetes":
+                        raise
+                    log.warning("no_sandbox_in_the_cluster", reason=str(error))
+            if self._sandbox is None and choice != "kubernetes":
+                self._sandbox, findings = await choose(choice)
+                self._sandbox_reason = findings[-1].reason
+        except SandboxError as error:
             self._sandbox_reason = str(error)
+            SANDBOX.set(0)
             log.error("no_sandbox", reason=self._sandbox_reason)
+        if self._sandbox is not None:
+            SANDBOX.set(1)
+            log.info("sandbox_holds", isolation=self._sandbox.isolation, facts=self._sandbox_reason)
+
+    async def _find_cluster(self) -> None:
+        if self._cluster is None:
+            self._cluster = await ClusterSandbox.start(self._settings, self._bus, self._clock, self._jobs_api)
+        self._sandbox_reason = await self._cluster.check()
+        self._sandbox = self._cluster.sandbox
+
+    async def _keep_finding(self) -> None:
+        """A cluster may come, or a Role be given, after this service began."""
+        while self._sandbox is None:
+            await asyncio.sleep(FIND_AGAIN_SECONDS)
+            await self._find_sandbox()
 
     def _held_sandbox(self) -> Sandbox:
         if self._sandbox is None:

@@ -66,8 +66,9 @@ class Workshop:
                 f"The {proposal.strategy} is not allowed: {'; '.join(checked.faults)}.", "Could somebody make this change by hand?"
             )
         verification = Verification(
-            sandbox, checkout, proposal, found, request.report.examples, self.work_dir, self.toolchains, self.limits, tell, runs
-        )
+            sandbox, checkout, proposal, found, request.report.examples, self.work_dir, self.toolchains, self.limits, tell, runs,
+            project=request.project, change_id=request.change_id,
+        )  # fmt: skip
         await check_it_applies(verification)
         verified = await verification.prove()
         return Made(proposal, verified, checked.files, protected)

@@ -17,12 +17,23 @@ from loopwright_common.contracts.signals import Signal
 from loopwright_repositories.checkout import Checkout
 from loopwright_repositories.git import GitFailed
 from loopwright_repositories.manifest import FoundManifest
+from prometheus_client import Counter, Histogram
 
 from loopwright_pr_agent.domain import TAIL_CHARACTERS_MAX, NoSafeChange, Proposal, Verified, printable, shorten
-from loopwright_pr_agent.sandbox.port import InputFile, Limits, RunRequest, RunResult, Sandbox
+from loopwright_pr_agent.sandbox.port import InputFile, Limits, RunKey, RunRequest, RunResult, Sandbox, SandboxBroken
 from loopwright_pr_agent.workspaces import workspace
 
+# ``exited`` is a run that came to its end, whatever its command said; ``broken`` one that could not be set up.
+RUNS = Counter("loopwright_sandbox_runs", "Sandbox runs by isolation and outcome.", ["isolation", "outcome"])
+RUN_SECONDS = Histogram(
+    "loopwright_sandbox_run_seconds",
+    "Wall time of a sandbox run.",
+    ["isolation"],
+    buckets=(0.1, 0.5, 2, 5, 15, 30, 60, 120, 300, 600, 1_800),
+)
+
 Tell = Callable[[str, str], Awaitable[None]]
+Trail = tuple[tuple[tuple[str, ...], int], ...]  # commands with the exit code they had
 REPRODUCED, NOT_REPRODUCED = 1, 0
 
 
@@ -41,6 +52,9 @@ class Verification:
     tell: Tell
     runs: list[SandboxRun] = field(default_factory=list)
     facts: tuple[str, ...] = ()
+    project: str = ""
+    change_id: str = ""
+    _set_up: dict[Path, Trail] = field(default_factory=dict)  # what was run in a folder before all else
 
     async def prove(self) -> Verified:
         """Proves twice, in sandboxes and folders of their own. Raises NoSafeChange, SandboxBroken."""
@@ -62,7 +76,7 @@ class Verification:
         elif manifest.reproduce:
             replayable, not_replayable = await self._baseline(prefix)
         async with workspace(self.root, self.checkout, self.proposal.base_commit, self.proposal.diff) as folder:
-            if failed := await self._lines(f"{prefix}changed.setup", manifest.setup, folder):
+            if failed := await self._setup(f"{prefix}changed.setup", folder):
                 await self.tell("setup failed", f"{failed.step}: {failed.command}")
             if replayable:
                 await self._replay_after(prefix, folder)
@@ -85,7 +99,7 @@ class Verification:
     async def _baseline(self, prefix: str) -> tuple[bool, str]:
         manifest, step = self.found.manifest, f"{prefix}baseline"
         async with workspace(self.root, self.checkout, self.proposal.base_commit) as folder:
-            if failed := await self._lines(f"{step}.setup", manifest.setup, folder):
+            if failed := await self._setup(f"{step}.setup", folder):
                 return False, f"The failure could not be replayed: setting up failed ({failed.command}: {_ending(failed)})."
             failed = await self._lines(f"{step}.reproduce", manifest.reproduce, folder)
         if failed is None:
@@ -120,7 +134,7 @@ class Verification:
         if failed is None:
             return True
         async with workspace(self.root, self.checkout, self.proposal.base_commit) as before:
-            await self._lines(f"{prefix}baseline.setup_for_tests", manifest.setup, before)
+            await self._setup(f"{prefix}baseline.setup_for_tests", before)
             failed_before = await self._lines(f"{prefix}baseline.test", manifest.test, before)
         if failed_before is None:
             raise self._unsafe(
@@ -129,26 +143,39 @@ class Verification:
             )
         return False
 
-    async def _lines(self, step: str, lines: Sequence[str], folder: Path) -> SandboxRun | None:
+    async def _setup(self, step: str, folder: Path) -> SandboxRun | None:
+        """The manifest's setup, as ``_lines``; whatever runs in this folder later builds on it."""
+        return await self._lines(step, self.found.manifest.setup, folder, is_setup=True)
+
+    async def _lines(self, step: str, lines: Sequence[str], folder: Path, *, is_setup: bool = False) -> SandboxRun | None:
         """Runs shell lines in order until one fails, and gives that one; None when all passed."""
-        for line in lines:
-            run = await self._run(step, line, folder)
+        before = self._set_up.get(folder, ())
+        for number, line in enumerate(lines):
+            argv = ("sh", "-c", line)
+            run = await self._run(step, number, argv, folder, before)
+            if run.exit_code is not None:
+                before += ((argv, run.exit_code),)
+            if is_setup:
+                self._set_up[folder] = before
             if not (run.outcome == "exited" and run.exit_code == 0):
                 return run
         return None
 
-    async def _run(self, step: str, line: str, folder: Path) -> SandboxRun:
+    async def _run(self, step: str, number: int, argv: tuple[str, ...], folder: Path, before: Trail) -> SandboxRun:
         wall_seconds = min(self.limits.wall_seconds, self.found.manifest.timeout.total_seconds())
+        line = argv[-1]
         request = RunRequest(
-            ("sh", "-c", line),
+            argv,
             folder,
             self.toolchains,
             inputs=_inputs(self.signals),
             limits=replace(self.limits, wall_seconds=wall_seconds, cpu_seconds=max(1, int(wall_seconds))),
+            key=RunKey(self.project, self.change_id, f"{step}/{number}"),
+            before=before,
         )
         # The sandbox adds what only it knows, such as the name of its Job.
         with telemetry.span("sandbox run", loopwright__sandbox__step=step, loopwright__sandbox__isolation=self.sandbox.isolation):
-            result: RunResult = await self.sandbox.run(request)
+            result = await self._counted(request)
             exit_code = result.exit_code if result.exit_code is not None else -1
             telemetry.annotate(loopwright__sandbox__outcome=result.outcome, loopwright__sandbox__exit_code=exit_code)
         self.facts = result.facts
@@ -166,6 +193,17 @@ class Verification:
             self.runs.append(run)
         await self.tell(step, f"{shorten(line, 200)}: {_ending(run)} after {run.wall_seconds:.1f} s ({run.isolation})")
         return run
+
+    async def _counted(self, request: RunRequest) -> RunResult:
+        isolation = self.sandbox.isolation
+        try:
+            result: RunResult = await self.sandbox.run(request)
+        except SandboxBroken:
+            RUNS.labels(isolation, "broken").inc()
+            raise
+        RUNS.labels(isolation, result.outcome).inc()
+        RUN_SECONDS.labels(isolation).observe(result.wall_seconds)
+        return result
 
     def _unsafe(self, reason: str, missing: str) -> NoSafeChange:
         return NoSafeChange(reason, missing, self.runs)
