@@ -13,17 +13,31 @@ Pair F1 counts pairs of signals: those that were put together, and those that be
 from __future__ import annotations
 
 import argparse
+import asyncio
+import logging
 import random
+import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
-from loopwright_cluster.grouping.fingerprints import fingerprint
+import structlog
+from loopwright_cluster.adapters.qdrant_edge import QdrantEdgeIndex
+from loopwright_cluster.app import Service, open_embedding
+from loopwright_cluster.grouping.fingerprints import alternatives, fingerprint
 from loopwright_cluster.grouping.logs import Templates
+from loopwright_cluster.ports import Embedding
+from loopwright_cluster.settings import ClusterSettings
+from loopwright_common.bus import ConsumerSpec, Outgoing, Received
+from loopwright_common.clock import SystemClock
+from loopwright_common.contracts.reports import GroupUpdated
 from loopwright_common.contracts.signals import Signal
+from loopwright_common.contracts.subjects import GROUPS_UPDATED, SIGNALS
+from loopwright_common.testing.memory_bus import MemoryBus
 
 MOMENT = datetime(2026, 11, 26, 10, tzinfo=UTC)
 VARIANTS = 8  # of each problem
@@ -51,6 +65,7 @@ TYPES = {
     "ruby": ("ArgumentError", "NoMethodError", "KeyError", "ZeroDivisionError", "TypeError"),
     "dotnet": ("InvalidOperationException", "NullReferenceException", "ArgumentException", "FormatException", "DivideByZeroException"),
 }
+RUNAWAY = {"python": "RecursionError", "java": "StackOverflowError", "ruby": "SystemStackError"}
 WRAPPERS = {
     "python": ("CheckoutFailed", "ServiceError", "JobFailed"), "java": ("ServiceException", "RuntimeException", "ExecutionException"),
     "javascript": ("RequestError", "WrappedError"), "dotnet": ("ServiceException", "AggregateException", "TargetInvocationException"),
@@ -96,6 +111,7 @@ class Problem:
     calls: tuple[Call, ...]
     minified: bool = False
     as_text: bool = False
+    runaway: bool = False  # its last two functions call one another until the stack is full
 
 
 @dataclass
@@ -109,6 +125,9 @@ class Look:
     wrapper: str = ""
     others: bool = False
     library_extra: int = 0
+    guard: bool = False  # the layer that wraps has a function of its own
+    chain_unsaid: bool = False  # the client sends no chain
+    all_in_app: bool = False  # the client does not know what is the product's own
     counters: int = 0
     digest: str = "3f2a1b9c"
     said: list[str] = field(default_factory=list)
@@ -120,6 +139,7 @@ class World:
     def __init__(self, seed: int) -> None:
         self.rng = random.Random(seed)
         self._labels = 0
+        self.told: set[tuple[str, str, str]] = set()  # what bundles without names have said
 
     def function(self) -> str:
         return f"{self.rng.choice(VERBS)}_{self.rng.choice(NOUNS)}"
@@ -143,6 +163,11 @@ class World:
 
     def _new(self, language: str, calls: Sequence[Call], thing: str) -> Problem:
         rng = self.rng
+        if language in RUNAWAY and calls[-1].own and calls[-2].own and rng.random() < 0.15:
+            return Problem(
+                self.label(), language, rng.choice(("shop", "crm", "billing")), RUNAWAY[language], "depth",
+                tuple(replace(call, lambda_=False) for call in calls), as_text=rng.random() < 0.5, runaway=True,
+            )  # fmt: skip
         return Problem(
             self.label(), language, rng.choice(("shop", "crm", "billing")), rng.choice(TYPES[language]), thing, tuple(calls),
             minified=language == "javascript" and rng.random() < 0.4, as_text=rng.random() < 0.5,
@@ -155,6 +180,9 @@ class World:
     def near_misses(self, one: Problem) -> list[Problem]:
         """Other problems that share something with this one."""
         rng = self.rng
+        if one.runaway:  # the same entry, another circle
+            calls = self.problem(one.language).calls[-2:]
+            return [replace(one, label=self.label(), calls=(*one.calls[:-2], *(replace(call, lambda_=False) for call in calls)))]
         own = [number for number, call in enumerate(one.calls) if call.own]
         last = own[-1]
         found = []
@@ -165,11 +193,10 @@ class World:
         others = [type_ for type_ in TYPES[one.language] if type_ != one.type]
         found.append(replace(one, label=self.label(), type=rng.choice(others), thing=rng.choice(NOUNS)))
         # The same type and words in another place.
-        found.append(
-            replace(
-                self.problem(one.language), label=self.label(), type=one.type, service=one.service, thing=one.thing, as_text=one.as_text
-            )
-        )
+        place = self.problem(one.language)
+        while place.runaway:
+            place = self.problem(one.language)
+        found.append(replace(place, label=self.label(), type=one.type, service=one.service, thing=one.thing, as_text=one.as_text))
         # A sibling of the raising function.
         sibling = replace(one.calls[last], name=self.function())
         nameless = sibling.lambda_ and one.language in ("python", "javascript")  # two of those are one to everybody who reads the trace
@@ -179,8 +206,9 @@ class World:
             found.append(replace(one, label=self.label(), calls=calls, thing=thing))
         if one.minified:
             # Without names only the words differ, so two such problems have to differ there to be two for anybody.
-            told = {(one.type, one.thing)}
-            found = [item for item in found if not ((item.type, item.thing) in told or told.add((item.type, item.thing)))]
+            self.told.add((one.service, one.type, one.thing))
+            found = [item for item in found if (item.service, item.type, item.thing) not in self.told]
+            self.told.update((item.service, item.type, item.thing) for item in found)
         return found
 
     def look(self, problem: Problem) -> Look:
@@ -196,6 +224,11 @@ class World:
             look.language = rng.choice(list(NATURAL))
         if chance(0.3) and problem.language in WRAPPERS and not problem.minified:
             look.wrapper = rng.choice(WRAPPERS[problem.language])
+        if problem.runaway:
+            look.depth, look.wrapper, look.language = rng.randint(60, 400), "", "en"
+        look.guard = chance(0.25)
+        look.chain_unsaid = chance(0.1)
+        look.all_in_app = chance(0.1)
         look.others = chance(0.3)
         if chance(0.3):
             look.library_extra = rng.randint(1, 3)
@@ -227,8 +260,13 @@ def rendered(problem: Problem, look: Look) -> list[Frame]:
     """The frames, outermost first, as this occurrence has them."""
     rng, frames = look.rng, []
     for number, call in enumerate(problem.calls):
-        repeats = look.depth if call.recursive else 1
-        frames.extend(frame(problem, look, call) for _ in range(repeats))
+        if problem.runaway and number >= len(problem.calls) - 2:
+            continue
+        frames.extend(frame(problem, look, call) for _ in range(look.depth if call.recursive else 1))
+        if problem.language == "python" and call.own and call.name[0] in "fl" and look.counters % 2:
+            # Up to Python 3.11 a comprehension has a frame of its own.
+            made = frame(problem, look, call)
+            frames.append(replace(made, function="<listcomp>"))
         if number == 0:
             frames.extend(frame(problem, look, Call(*rng.choice(LIBRARY[problem.language]), own=False)) for _ in range(look.library_extra))
         if problem.language == "java" and call.own and rng.random() < 0.15:
@@ -237,6 +275,10 @@ def rendered(problem: Problem, look: Look) -> list[Frame]:
                 (f"jdk.internal.reflect.GeneratedMethodAccessor{rng.randint(1, 999)}", "jdk.internal.reflect.DirectMethodHandleAccessor")
             )
             frames.append(frame(problem, look, Call(name, "invoke", own=False)))
+    if problem.runaway:
+        one, other = problem.calls[-2:]
+        circle = [frame(problem, look, call) for call in (one, other)]
+        frames.extend(circle[number % 2] for number in range(look.depth))
     return frames
 
 
@@ -334,7 +376,11 @@ def structured(problem: Problem, look: Look, number: int) -> dict[str, Any]:
     said = message(problem, look)
     labels = {}
     if look.wrapper:
-        labels["exception.chain"] = f"{look.wrapper} <- {type_}"
+        if not look.chain_unsaid:
+            labels["exception.chain"] = f"{look.wrapper} <- {type_}"
+        if look.guard:
+            at = wrapped_at(problem, frames)
+            frames.insert(at, frame(problem, look, Call(frames[at - 1].call.module, "guarded_call")))
         type_, said = look.wrapper, f"could not finish: {said}"
     sent = [
         {
@@ -358,6 +404,10 @@ def structured(problem: Problem, look: Look, number: int) -> dict[str, Any]:
 def textual(problem: Problem, look: Look, number: int) -> dict[str, Any]:
     """As a log line with its continuation: the trace as the runtime prints it."""
     frames = rendered(problem, look)
+    if look.wrapper and look.guard:
+        at = wrapped_at(problem, frames)
+        frames.insert(at, frame(problem, look, Call(frames[at - 1].call.module, "guarded_call")))
+    frames = frames[-150:]
     body = PRINT[problem.language](problem, look, frames, message(problem, look))
     return {"kind": "log", "title": body.split("\n", 1)[0][:512], "body": body[:16_384]}
 
@@ -453,6 +503,8 @@ def generate(seed: int, problems: int) -> list[tuple[Problem, Signal]]:
     chosen: list[Problem] = []
     for number in range(problems):
         one = world.problem(LANGUAGES[number % len(LANGUAGES)])
+        while one.minified and (one.service, one.type, one.thing) in world.told:
+            one = world.problem(one.language)
         chosen += [one, *world.near_misses(one)]
     made = []
     for problem in chosen:
@@ -487,9 +539,46 @@ def pair_scores(gold: Sequence[str], found: Sequence[str]) -> tuple[float, float
 
 
 def tier_one(signals: Sequence[Signal]) -> list[str]:
-    """Fingerprints alone."""
+    """Fingerprints alone: by its key, else by one of the other keys it may be known under."""
     templates = Templates()
-    return [fingerprint(signal, templates=templates).key for signal in signals]
+    known: dict[str, str] = {}
+    found = []
+    for signal in signals:
+        mine = fingerprint(signal, templates=templates)
+        report = known.get(mine.key)
+        if report is None:
+            others = alternatives(signal, mine)
+            report = next((known[other.key] for other in others if other.key in known), mine.key)
+            for key in (mine.key, *(other.key for other in others if other.record)):
+                known.setdefault(key, report)
+        found.append(report)
+    return found
+
+
+async def product(signals: Sequence[Signal], embedding: Embedding) -> list[str]:
+    """Through the service as it runs: bus, fingerprints, vectors, matcher. The reports, in the order of the signals."""
+    bus = MemoryBus("cluster")
+    done = asyncio.Event()
+    reports: dict[str, str] = {}
+
+    async def hear(batch: Sequence[Received[GroupUpdated]]) -> None:
+        for message in batch:
+            reports.update({fact.signal.id: fact.report_id for fact in message.payload.apart()})
+        if len(reports) == len(signals):
+            done.set()
+
+    with tempfile.TemporaryDirectory(prefix="loopwright-bench-") as folder:
+        service = Service(bus, embedding, QdrantEdgeIndex(Path(folder), embedding.dimensions), SystemClock(), batch_max=200)
+        await service.start()
+        await bus.consume_batches(ConsumerSpec("bench", "gateway", (GROUPS_UPDATED,), ordered=True, batch_max=200), hear)
+        for start in range(0, len(signals), 500):
+            await bus.publish_batch(
+                [Outgoing(SIGNALS, signal, signal.id, {"project": "bench", "source": "sentry"}) for signal in signals[start : start + 500]]
+            )
+        async with asyncio.timeout(900):
+            await done.wait()
+        await service.stop(timedelta(seconds=5))
+    return [reports[signal.id] for signal in signals]
 
 
 def worst(made: Sequence[tuple[Problem, Signal]], found: Sequence[str]) -> Iterator[str]:
@@ -510,6 +599,7 @@ def main(arguments: Sequence[str] = ()) -> None:
     parser.add_argument("--problems", type=int, default=60)
     parser.add_argument("--tier1", action="store_true", help="fingerprints only, without the vectors and the matcher")
     options = parser.parse_args(list(arguments))
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     made = generate(options.seed, options.problems)
     signals = [signal for _, signal in made]
     gold = [problem.label for problem, _ in made]
@@ -525,6 +615,12 @@ def main(arguments: Sequence[str] = ()) -> None:
     print(f"seed {options.seed}: {len(set(gold))} problems, {len(made)} signals")
     print(f"tier 1 (fingerprints)       pair precision {precision:.4f}  recall {recall:.4f}  F1 {f1:.4f}")
     print("\n".join(worst(made, found)))
+    if not options.tier1:
+        embedding = open_embedding(ClusterSettings(_env_file=None))
+        reports = asyncio.run(product(signals, embedding))
+        precision, recall, f1 = pair_scores(gold, reports)
+        print(f"the product ({embedding.name})".ljust(28) + f"pair precision {precision:.4f}  recall {recall:.4f}  F1 {f1:.4f}")
+        print("\n".join(worst(made, reports)))
     print(f"fingerprinting a stack takes {taken / read:.2f} of reading its signal from JSON")
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -26,6 +26,7 @@ from loopwright_cluster.grouping.vocabulary import words
 
 VERSION = "2"  # part of every key: fingerprints of another version never meet these
 TELLING_MIN = 3  # where no frame is in-app: fewer places than this are a library's door, through which many problems come
+UNWRAPPED_MAX = 12  # frames that are tried; only for an exception that wraps another and is not known
 KEYS_REMEMBERED_MAX = 8_192  # of log templates, 200 bytes each
 CUT_TITLE_CHARS = 400  # a title of this length may be the beginning of a longer line, which the body then holds
 
@@ -121,8 +122,18 @@ def alternatives(signal: Signal, found: Fingerprint, *, rules: Rules = NO_RULES)
         stack = stack_of(signal)
         key = _key("exception", _system_parts(signal, stack, rules)[0])
         others.append(Alternative(key, "all frames are those of earlier signals, whichever of them are the product's own", record=True))
+        if len(stack.types) > 1:
+            others.extend(_unwrapped(found))
     others.append(Alternative(earlier.key(signal), f"same fingerprint by version {earlier.VERSION}", record=False))
     return tuple(others)
+
+
+def _unwrapped(found: Fingerprint) -> Iterator[Alternative]:
+    """The stack without any one of its outer frames: the layer that wrapped the exception may have put its own function there."""
+    head, places = found.parts[:3], found.parts[3:]
+    for number, item in enumerate(places[:-1][:UNWRAPPED_MAX]):
+        reason = f"the same but for {item}, which may be the layer that wrapped it"
+        yield Alternative(_key("exception", (*head, *places[:number], *places[number + 1 :])), reason, record=True)
 
 
 def _key(rule: str, parts: Iterable[str]) -> str:
@@ -179,23 +190,25 @@ def _log_key(kind: str, service: str, id: str) -> str:
 def stack_of(signal: Signal) -> Stack:
     """The signal's exceptions and frames; a trace in the body of a signal that came without frames is read."""
     if signal.frames or signal.exception_type:
-        chain = signal.labels.get(CHAIN_LABEL)
-        types = (
-            tuple(chain.split(" <- "))
-            if chain and signal.exception_type and chain.startswith(signal.exception_type[:80])
-            else (signal.exception_type,)
-        )
-        if signal.frames or not signal.body:
-            return Stack(types, signal.exception_value or signal.title, signal.frames)
-        read = traces.parse(signal.body)
-        if read is not None:
-            return Stack(read.types or types, read.messages[-1] if read.messages else signal.exception_value, read.frames)
-        return Stack(types, signal.exception_value or signal.title, ())
+        types, said = _types(signal), signal.exception_value or signal.title
+        read = traces.parse(signal.body) if not signal.frames and "\n" in signal.body else None
+        if read is None:
+            return Stack(types, said, signal.frames)
+        return Stack(read.types or types, read.messages[-1] if read.messages else said, read.frames)
     if "\n" in signal.body and signal.kind in (SignalKind.EXCEPTION, SignalKind.LOG, SignalKind.CUSTOM):
         read = traces.parse(signal.body)
         if read is not None:
             return Stack(read.types, read.messages[-1] if read.messages else signal.title, read.frames)
     return Stack((), signal.title, ())
+
+
+def _types(signal: Signal) -> tuple[str, ...]:
+    """The chain of types that the sender told of: in a label, or in words below its message."""
+    chain = signal.labels.get(CHAIN_LABEL)
+    if chain and chain.startswith(signal.exception_type[:80]):
+        return tuple(chain.split(" <- "))
+    causes = traces.causes(signal.body) if "aused by" in signal.body else ()
+    return (signal.exception_type, *causes) if signal.exception_type else causes
 
 
 def _exception(signal: Signal, stack: Stack, rules: Rules) -> Fingerprint:

@@ -18,6 +18,7 @@ from loopwright_cluster.grouping.normalise import normalise_file
 PLACES_MAX = 30  # distinct ones, innermost; what lies further out is the framework's or the caller's business
 REMEMBERED_MAX = 16_384  # a program's frames repeat: remembering them is most of the known path's speed
 NAME_CHARS_MAX = 512
+CYCLE_SHARE = 4
 LAMBDA = "<lambda>"
 ANONYMOUS = "<anonymous>"
 MINIFIED = "<min>"
@@ -246,4 +247,6 @@ def cycle(places: Iterable[str]) -> tuple[str, ...]:
     for item in places:
         if item:
             counts[item] = counts.get(item, 0) + 1
-    return tuple(sorted(item for item, count in counts.items() if count > 1))
+    often = max(counts.values(), default=0)
+    # A function on the way in may call itself a few times too: what goes round has far more frames than that.
+    return tuple(sorted(item for item, count in counts.items() if count > 1 and count * CYCLE_SHARE >= often))

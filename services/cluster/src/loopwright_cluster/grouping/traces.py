@@ -59,6 +59,7 @@ _NET_FRAME = re.compile(
     r"(?: (?:in|dans|en|в|em|w) (.{1,300}?):(?:line|Zeile|ligne|línea|строка|linha|riga|wiersz|行号|行) ?(\d{1,8}))?$"
 )
 _NET_END = re.compile(r"^\s{1,8}--- .{1,120} ---$")
+_CAUSED_BY = re.compile(r"^.{0,200}?[Cc]aused by:? ((?:[A-Za-z_][\w$]{0,100}[.:\\]{1,2}){0,12}[A-Z][\w$]{1,120})(?=:|$|\s)")
 _RUBY_HINT = re.compile(r":\d{1,8}:in [`']")
 _JVM_HINT = re.compile(r"\(\w{1,120}\.(?:java|kts?|scala|groovy|clj)(?::|\))|\(Native Method\)|\(Unknown Source")
 _JS_HINT = re.compile(r":\d{1,8}:\d{1,8}\)?\s{0,4}(?:\n|$)")
@@ -100,6 +101,12 @@ def parse(text: str) -> Trace | None:
         if any(part.frames for part in parts):
             return _joined(parts[:CAUSES_MAX])
     return None
+
+
+def causes(text: str) -> tuple[str, ...]:
+    """The types that a text says an exception was caused by, the root cause last."""
+    found = (_CAUSED_BY.match(line[:LINE_CHARS_MAX]) for line in text.split("\n", LINES_MAX)[:LINES_MAX] if "aused by" in line)
+    return tuple(match[1].rpartition(".")[2] for match in found if match)[:CAUSES_MAX]
 
 
 def _readers(text: str) -> Sequence[Callable[[list[str]], Iterable[_Part]]]:
