@@ -49,6 +49,7 @@ WORDS = {"type": "object", "additionalProperties": {"type": "string"}}
 OBJECTS = {"type": "array", "items": {"type": "object"}}
 NAMES = {"type": "array", "items": {"type": "string", "minLength": 1}}
 PORT = {"type": "integer", "minimum": 1, "maximum": 65_535}
+SECONDS = {"type": "integer", "minimum": 0, "maximum": 600}
 ANYTHING = {"type": "object"}
 URL = {"type": "string", "pattern": r"^(https?://[^\s]+)?$"}
 QUANTITIES = {"type": "object", "additionalProperties": QUANTITY}
@@ -109,7 +110,7 @@ RULES: dict[str, dict[str, Any]] = {
     "interval": {"type": "string", "pattern": "^[0-9]+(ms|s|m|h)$"},
     "tests.project": {"type": "string", "pattern": "^([a-z0-9]([a-z0-9_-]{0,62}[a-z0-9])?)?$"},
     "sandbox.namespace": {"type": "string", "pattern": "^([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)?$"},
-    "drainSeconds": {"type": "integer", "minimum": 0, "maximum": 600},
+    **dict.fromkeys(("drainSeconds", "preStopSeconds"), SECONDS),
     **dict.fromkeys(("baseUrl", "qdrant.url", "forge.url", "publicUrl", "otlpEndpoint", "ingestPublicUrl", "brokerUrl"), URL),
     "external.nats.url": {"type": "string", "pattern": r"^((nats|tls)://[^\s,]+(,(nats|tls)://[^\s,]+)*)?$"},
 }  # fmt: skip

@@ -399,9 +399,9 @@ def test_a_services_own_values_win_over_the_defaults_false_and_zero_too() -> Non
     budgets = {item["metadata"]["name"] for item in manifests if item["kind"] == "PodDisruptionBudget"}
     assert budgets == {f"{RELEASE}-loopwright-ingest"}
     assert environment(gateway)["LOOPWRIGHT_GATEWAY_DRAIN_SECONDS"] == "0"
-    assert gateway["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] == 20
+    assert gateway["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] == 20 + 5  # its own five seconds of leaving
     assert environment(ingest)["LOOPWRIGHT_INGEST_DRAIN_SECONDS"] == "30"
-    assert ingest["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] == 50
+    assert ingest["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] == 30 + 20 + 5
     labels = gateway["spec"]["template"]["metadata"]["labels"]
     assert (labels["a"], labels["b"]) == ("1", "2")
 

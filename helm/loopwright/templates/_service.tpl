@@ -106,7 +106,7 @@ spec:
       automountServiceAccountToken: {{ default false .token }}
       # Kubernetes' variables for Services, as LOOPWRIGHT_GATEWAY_PORT=tcp://..., would be taken for settings. pr-agent needs one of them.
       enableServiceLinks: {{ default false .serviceLinks }}
-      terminationGracePeriodSeconds: {{ add (int $v.drainSeconds) 20 }}
+      terminationGracePeriodSeconds: {{ add (int $v.drainSeconds) (int $v.preStopSeconds) 20 }}
       securityContext:
         {{- include "loopwright.contextOf" $v.podSecurityContext | nindent 8 }}
       {{- with $v.priorityClassName }}
@@ -158,6 +158,12 @@ spec:
             {{- with .ports }}
             {{- toYaml . | nindent 12 }}
             {{- end }}
+          {{- if $v.preStopSeconds }}
+          lifecycle:
+            preStop:
+              exec:
+                command: ["sleep", {{ toString (int $v.preStopSeconds) | quote }}]
+          {{- end }}
           {{- $health := dict "httpGet" (dict "path" "/healthz" "port" "http") }}
           {{- $ready := dict "httpGet" (dict "path" (ternary "/healthz" "/readyz" (default false .plain)) "port" "http") }}
           {{- if .plain }}
