@@ -18,6 +18,7 @@ from loopwright_common.contracts.signals import FRAMES_MAX, StackFrame
 LINES_MAX = 600  # a trace of a hundred frames and its causes
 LINE_CHARS_MAX = 600
 CAUSES_MAX = 12
+TRACES_REMEMBERED_MAX = 256  # of 16 KiB at most
 FRAMES_REMEMBERED_MAX = 8_192  # the traces of one release repeat their lines: remembering them makes reading twice as fast
 
 _PY_START = re.compile(r"^\s*(?:\| )?Traceback \(most recent call last\):")
@@ -91,6 +92,7 @@ def may_hold_trace(text: str) -> bool:
     return _HINT.search(text) is not None
 
 
+@lru_cache(TRACES_REMEMBERED_MAX)
 def parse(text: str) -> Trace | None:
     """The trace in a text, or None. Reads at most LINES_MAX lines."""
     if not may_hold_trace(text):

@@ -1,0 +1,399 @@
+"""Stacks: what never changes the fingerprint of an exception, what always does, and traces that come as text."""
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from loopwright_cluster.grouping.fingerprints import alternatives, fingerprint, stack_of
+from loopwright_cluster.grouping.frames import collapse, cycle, file_name, function_name, is_foreign, place
+from loopwright_cluster.grouping.traces import causes, parse
+from loopwright_common.contracts.signals import Signal, StackFrame
+
+law = settings(deadline=None)  # the machine that runs the tests may be busy
+MOMENT = "2026-11-26T10:00:00Z"
+names = st.from_regex(r"[a-z]{3,10}_[a-z]{3,10}", fullmatch=True)
+files = st.from_regex(r"[a-z]{3,8}/[a-z]{3,8}\.py", fullmatch=True)
+stacks = st.lists(st.tuples(files, names), min_size=2, max_size=8, unique=True)
+
+
+def exception(frames, **fields):
+    made = [frame if isinstance(frame, dict) else {"file": frame[0], "function": frame[1]} for frame in frames]
+    given_fields = {
+        "id": "s1", "project": "shop", "source": "sentry", "kind": "exception", "title": "ValueError: x", "exception_type": "ValueError",
+        "exception_value": "x", "service": "web", "occurred_at": MOMENT, "received_at": MOMENT, "frames": made, **fields,
+    }  # fmt: skip
+    return Signal.model_validate(given_fields)
+
+
+def key(*args, **fields):
+    return fingerprint(exception(*args, **fields)).key
+
+
+@law
+@given(stacks, st.lists(st.integers(1, 9_999), min_size=8, max_size=8), st.text(max_size=30))
+def test_line_numbers_and_messages_never_change_the_key(frames, lines, said):
+    moved = [{"file": file, "function": name, "line": line, "column": line % 90} for (file, name), line in zip(frames, lines, strict=False)]
+    assert key(moved, exception_value=said, title=f"ValueError: {said}") == key(frames)
+
+
+LAMBDAS = (
+    "lambda${name}${n}",
+    "{name}$lambda${n}",
+    "main.{name}.func{n}",
+    "main.{name}.func{n}.1",
+    "$anonfun${name}${n}",
+    "<{name}>b__{n}_0",
+    "app::{name}::{{closure#{n}}}",
+    "{name}_4f2a9b{n:02d}",
+    "block ({n} levels) in {name}",
+    "closure #{n} in {name}",
+    "{name}.constprop.{n}",
+    "<{name}>d__{n}.MoveNext",
+)
+
+
+@law
+@given(stacks, st.sampled_from(LAMBDAS), st.integers(0, 99), st.integers(0, 99), st.integers(0, 7))
+def test_the_numbers_that_a_compiler_gives_never_change_the_key(frames, form, one, other, at):
+    at %= len(frames)
+    file, name = frames[at]
+    variants = [[*frames[:at], (file, form.format(name=name, n=number)), *frames[at + 1 :]] for number in (one, other)]
+    assert key(variants[0]) == key(variants[1])
+
+
+@law
+@given(stacks, st.integers(0, 7), st.integers(2, 30))
+def test_the_depth_of_a_recursion_never_changes_the_key(frames, at, depth):
+    at %= len(frames)
+    assert key([*frames[:at], *[frames[at]] * depth, *frames[at + 1 :]]) == key(frames)
+
+
+@law
+@given(stacks, st.integers(1, 6), st.integers(2, 12))
+def test_the_depth_of_a_mutual_recursion_never_changes_the_key(frames, at, rounds):
+    at = min(at, len(frames) - 1)
+    circle = frames[at - 1 : at + 1]
+    assert key([*frames[: at - 1], *circle * rounds, *frames[at + 1 :]]) == key([*frames[: at - 1], *circle * 2, *frames[at + 1 :]])
+
+
+@law
+@given(stacks, st.integers(0, 8), st.integers(1, 4))
+def test_frames_of_libraries_and_of_reflection_never_change_the_key(frames, at, number):
+    at = min(at, len(frames))
+    between = [
+        {"file": "site-packages/flask/app.py", "function": f"call_{number}"},
+        {"module": f"jdk.internal.reflect.GeneratedMethodAccessor{number}", "function": "invoke"},
+        {"file": "/usr/lib/node_modules/express/router.js", "function": "next", "in_app": False},
+    ]
+    assert key([*frames[:at], *between[:number], *frames[at:]]) == key(frames)
+
+
+@law
+@given(stacks, st.integers(0, 7), names)
+def test_another_function_of_the_products_own_always_changes_the_key(frames, at, name):
+    at %= len(frames)
+    changed = [*frames[:at], (frames[at][0], name), *frames[at + 1 :]]
+    assume(collapse([f"{file}:{function}" for file, function in changed]) != collapse([f"{file}:{function}" for file, function in frames]))
+    assert key(changed) != key(frames)
+
+
+@law
+@given(stacks)
+def test_another_type_always_changes_the_key(frames):
+    assert key(frames) != key(frames, exception_type="KeyError")
+
+
+@law
+@given(stacks, st.sampled_from(["/srv/", "/app/", "/home/deploy/", "/opt/", "/var/task/", ""]))
+def test_where_the_tree_lies_never_changes_the_key(frames, root):
+    assert key([(f"{root}src/{file}", name) for file, name in frames]) == key([(f"src/{file}", name) for file, name in frames])
+
+
+@law
+@given(stacks, st.integers(8, 60), st.integers(0, 1))
+def test_a_runaway_recursion_is_known_by_its_circle_wherever_the_stack_was_full(frames, rounds, more):
+    assume(len(frames) > 2)
+    entry, circle = frames[:-2], frames[-2:]
+    shallow = [*entry, *circle * 8]
+    deep = [*(entry if rounds < 40 else []), *circle * rounds, *circle[:more]]
+    assert key(shallow, exception_type="RecursionError") == key(deep[-100:], exception_type="RecursionError")
+
+
+def test_a_wrapper_does_not_hide_the_cause():
+    frames = [("shop/app.py", "dispatch"), ("shop/pricing.py", "convert")]
+    wrapped = exception(frames, exception_type="ServiceError", labels={"exception.chain": "ServiceError <- ValueError"})
+    assert fingerprint(wrapped).key == key(frames)
+    assert (
+        key(frames)
+        != fingerprint(exception(frames, exception_type="ServiceError", labels={"exception.chain": "ServiceError <- KeyError"})).key
+    )
+
+
+def test_a_cause_told_in_the_body_counts():
+    frames = [("shop/app.py", "dispatch"), ("shop/pricing.py", "convert")]
+    wrapped = exception(frames, exception_type="ServiceError", body="could not pay\nCaused by: shop.errors.ValueError: x")
+    assert fingerprint(wrapped).key == key(frames)
+
+
+def test_an_exception_is_found_again_without_the_frame_of_the_layer_that_wrapped_it():
+    frames = [("shop/app.py", "dispatch"), ("shop/checkout.py", "pay"), ("shop/pricing.py", "convert")]
+    guarded = exception([frames[0], ("shop/retry.py", "guarded"), *frames[1:]], labels={"exception.chain": "ValueError <- ValueError"})
+    found = fingerprint(guarded)
+    assert found.key != key(frames)
+    assert key(frames) in {other.key for other in alternatives(guarded, found) if other.record}
+    assert not any("layer that wrapped" in other.reason for other in alternatives(exception(frames), fingerprint(exception(frames))))
+
+
+def test_all_frames_are_another_key_for_clients_that_do_not_know_their_own():
+    frames = [{"file": "a.py", "function": name, "in_app": name != "two"} for name in ("one", "two", "three")]
+    known, unknown = exception(frames), exception([{**frame, "in_app": False} for frame in frames])
+    (system,) = [other.key for other in alternatives(known, fingerprint(known)) if "all frames" in other.reason]
+    assert fingerprint(unknown).key == system
+    assert fingerprint(unknown).variant == "system"
+
+
+def test_the_message_counts_only_where_no_frame_tells_a_place():
+    def bundle(said, name="t", digest="3f2a1b9c"):
+        frame = {"file": f"https://cdn.example/js/main.{digest}.js", "function": name, "line": 1, "column": 4_022}
+        return key([frame, {**frame, "function": "n"}], exception_value=said)
+
+    assert bundle("cart is 7") == bundle("cart is 8", "e", "99ab12cd")
+    assert bundle("cart is 7") != bundle("price is 7")
+    assert key([], exception_value="timeout after 3s") == key([], exception_value="timeout after 9s") != key([], exception_value="refused")
+
+
+def test_a_translated_message_without_frames_is_known_by_its_code():
+    assert key([], exception_value="[Errno 2] No such file: 'a'") == key([], exception_value="[Errno 2] Datei nicht gefunden: 'b'")
+    assert key([], exception_value="[Errno 2] No such file: 'a'") != key([], exception_value="[Errno 13] Permission denied: 'a'")
+
+
+def test_go_tells_its_runtime_errors_apart_by_their_words():
+    frames = [("cart.go", "main.total")]
+    one, two = (
+        key(frames, exception_type="runtime error", exception_value=f"runtime error: index out of range [{n}] with length 3")
+        for n in (5, 9)
+    )
+    assert one == two != key(frames, exception_type="runtime error", exception_value="runtime error: integer divide by zero")
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("handle_404", "handle_500"),
+        ("_private", "private"),
+        ("step_3", "step_4"),
+        ("compute_area12", "compute_area7"),
+        ("sha256", "sha512"),
+        ("Cart.total", "Order.total"),
+        ("(*Cart).Total", "(*Order).Total"),
+        ("__init__", "__call__"),
+        ("lambda$pay$1", "lambda$load$1"),
+        ("std::vector<int>::push", "std::vector<int>::pop"),
+    ],
+)
+def test_sibling_functions_stay_apart(one, other):
+    assert function_name(one) != function_name(other)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("Object.<anonymous>", "<module>"),
+        ("<listcomp>", ""),
+        ("access$000", ""),
+        ("?", "<anonymous>"),
+        ("HTMLButtonElement.onclick", "onclick"),
+        ("Shop.Cart.<>c__DisplayClass3_0.<Total>b__0", "Shop.Cart.Total<lambda>"),
+        ("async foo", "foo"),
+        ("new Foo", "Foo"),
+        ("foo$1", "foo"),
+        ("Foo.bar [as baz]", "Foo.bar"),
+        ("__45-[Cart pay]_block_invoke_2", "-[Cart pay]<lambda>"),
+        ("Cart.prototype.total", "Cart.total"),
+        ("foo(int, char const*)", "foo"),
+        ("Order#total", "total"),
+        ("onClick/<", "onClick<lambda>"),
+        ("apply$mcV$sp", "apply"),
+        ("com.foo.Bar$1", "com.foo.Bar"),
+        ("_app_views_home_html_erb__123456_7890", "_app_views_home_html_erb"),
+    ],
+)
+def test_names_are_brought_to_one_form(name, expected):
+    assert function_name(name) == expected
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("https://cdn.x/static/js/main.3f2a1b9c.chunk.js?v=3", "static/js/main.*.chunk.js"),
+        ("https://cdn.x/static/js/23.8f2ac1.chunk.js", "static/js/*.*.chunk.js"),
+        ("assets/index-BsX7k2Qd.js", "assets/index.*.js"),
+        ("webpack-internal:///./src/App.tsx?a1b2", "src/App.tsx"),
+        ("/usr/lib/python3.11/site-packages/flask/app.py", "flask/app.py"),
+        ("C:\\build\\src\\Cart.cs", "src/Cart.cs"),
+        ("/home/ci/app/shop/pricing.py", "shop/pricing.py"),
+    ],
+)
+def test_files_keep_what_two_builds_share(path, expected):
+    assert file_name(path) == expected
+
+
+@pytest.mark.parametrize("module", ["java.util.List", "org.springframework.web.Foo", "System.Linq.Enumerable", "kotlin.collections"])
+def test_runtimes_and_frameworks_are_foreign_whatever_the_sender_says(module):
+    assert is_foreign(module, "")
+    assert not is_foreign(f"com.acme.{module}", "")
+
+
+PYTHON = """Order failed
+Traceback (most recent call last):
+  File "/srv/shop/pricing.py", line 12, in convert
+    return a / b
+ZeroDivisionError: division by zero
+
+The above exception was the direct cause of the following exception:
+
+Traceback (most recent call last):
+  File "/srv/shop/app.py", line 3, in dispatch
+  File "/srv/shop/checkout.py", line 30, in pay
+    convert(
+    ^^^^^^^^
+shop.errors.CheckoutError: cannot"""
+JAVA = """Exception in thread "main" java.lang.RuntimeException: a: b
+	at com.acme.shop.App.lambda$main$0(App.java:9)
+	at java.base/java.lang.Thread.run(Thread.java:829)
+	Suppressed: java.io.IOException: closed
+		at com.acme.Other.close(Other.java:1)
+Caused by: java.lang.IllegalStateException: no
+	at com.acme.shop.Price.of(Price.java:3)
+	... 2 more
+
+"worker-2" #14 prio=5
+	at com.acme.Idle.park(Idle.java:2)"""
+NODE = """TypeError: Cannot read properties of undefined (reading 'x')
+    at Cart.total (webpack-internal:///./src/Cart.tsx:12:3)
+    at async onClick (/app/src/page.js:4:1)
+    at process.processTicksAndRejections (node:internal/process/task_queues:95:5)"""
+GECKO = "total@https://x.io/src/a.js:12:3\nonClick/<@https://x.io/src/b.js:1:3\n"
+GO = """panic: runtime error: index out of range [5] with length 3
+
+goroutine 1 [running]:
+panic({0x1,0x2})
+	/usr/local/go/src/runtime/panic.go:884 +0x212
+main.(*Cart).Total(0xc000, 0x1)
+	/srv/shop/cart.go:12 +0x1d
+main.main.func1()
+	/srv/shop/main.go:40
+created by main.main
+	/srv/x.go:12
+
+goroutine 5 [select]:
+main.other()
+	/srv/o.go:1"""
+RUBY = """app/order.rb:12:in `total': divided by 0 (ZeroDivisionError)
+	from app/order.rb:30:in `block in checkout'
+	from bin/run:3:in `<main>'"""
+NET = """System.InvalidOperationException: Der Vorgang ist ungültig. ---> System.NullReferenceException: nichts
+   bei Shop.Cart.<>c__DisplayClass4_0.<Total>b__0(Int32 x) in C:\\src\\Cart.cs:Zeile 12
+   --- Ende der internen Ausnahmestapelüberwachung ---
+   bei Shop.App.Main(String[] args) in C:\\src\\App.cs:Zeile 4"""
+
+
+@pytest.mark.parametrize(
+    ("text", "types", "places"),
+    [
+        (PYTHON, ("CheckoutError", "ZeroDivisionError"), ["shop/app.py:dispatch", "shop/checkout.py:pay", "shop/pricing.py:convert"]),
+        (
+            JAVA,
+            ("RuntimeException", "IllegalStateException"),
+            ["java.lang.Thread:run", "com.acme.shop.App:main<lambda>", "com.acme.shop.Price:of"],
+        ),
+        (
+            NODE,
+            ("TypeError",),
+            ["node:internal/process/task_queues:process.processTicksAndRejections", "src/page.js:onClick", "src/Cart.tsx:Cart.total"],
+        ),
+        (GECKO, (), ["src/b.js:onClick<lambda>", "src/a.js:total"]),
+        (GO, ("panic",), ["shop/main.go:main.main<lambda>", "shop/cart.go:main.(*Cart).Total"]),
+        (RUBY, ("ZeroDivisionError",), ["bin/run:<module>", "app/order.rb:checkout", "app/order.rb:total"]),
+        (NET, ("InvalidOperationException", "NullReferenceException"), ["Shop.App:Main", "Shop.Cart:Total<lambda>"]),
+    ],
+    ids=["python", "java", "node", "gecko", "go", "ruby", "dotnet"],
+)
+def test_a_trace_that_comes_as_text_is_read(text, types, places):
+    found = parse(text)
+    assert found.types == types
+    assert [place(frame) for frame in found.frames] == places
+
+
+def test_what_happened_while_another_error_was_handled_is_a_problem_of_its_own():
+    found = parse(
+        PYTHON.replace(
+            "The above exception was the direct cause of the following exception",
+            "During handling of the above exception, another exception occurred",
+        )
+    )
+    assert found.types == ("CheckoutError",)
+
+
+def test_a_log_line_with_a_trace_is_the_exception_it_tells_of(make_signal):
+    one = make_signal(title="Order 17 failed", body=PYTHON)
+    other = make_signal(title="Order 4 could not be paid", body=PYTHON.replace("line 12", "line 99"))
+    assert fingerprint(one).rule == "exception"
+    assert fingerprint(one).key == fingerprint(other).key
+
+
+def test_text_without_a_trace_has_none(make_signal):
+    assert parse("at noon, in the file, we met\nCaused by: hunger") is None
+    assert stack_of(make_signal(title="x", body="two\nlines")).frames == ()
+    assert causes("Caused by: java.io.IOException: closed\n  caused by: Foo") == ("IOException", "Foo")
+
+
+@law
+@given(
+    st.text(
+        alphabet=st.sampled_from("at Traceback(most recent call last):\n\t/.:<>$@{}[]'\"`0aZ_ File line in panic goroutine from"),
+        max_size=600,
+    )
+)
+def test_any_text_is_read_without_failing(text):
+    parse(text)
+    function_name(text)
+    file_name(text)
+    place(StackFrame(function=text[:512], file=text[:512], module=text[:512]))
+
+
+@pytest.mark.timeout(60)  # backtracking that grows with the square takes minutes
+@pytest.mark.parametrize(
+    "piece",
+    [
+        "a.",
+        "at a(",
+        "\tat a.",
+        "(",
+        "<",
+        "$lambda$1",
+        "::",
+        "/a",
+        "_1",
+        "closure #1 in ",
+        "lambda$",
+        "$anonfun$",
+        "func1.",
+        "`1",
+        "Caused by: a",
+        'File "a',
+        "a@",
+    ],
+)
+def test_hostile_repetition_is_read_in_bounded_time(piece):
+    text = piece * (16_384 // len(piece))
+    for hint in ("Traceback (most recent call last):\n", "goroutine 1 [running]:\n", ":1:in `x\n", "\n  at x\n", "(A.java:1)\n  at x\n"):
+        parse(hint + text)
+        parse(hint + text.replace("a", "a\n"))
+    function_name(text)
+    file_name(text)
+    causes(text)
+
+
+def test_a_circle_is_what_goes_round_most():
+    assert cycle(["in", "in", *["a", "b"] * 10, "a"]) == ("a", "b")
+    assert cycle(["a", "b"]) == ()
