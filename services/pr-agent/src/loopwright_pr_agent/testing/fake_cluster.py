@@ -150,7 +150,7 @@ class FakeCluster:
         if decided is not None:
             self._tell(uid, decided)
             if decided.get("phase") == "Failed":
-                self._finish(job, "Failed", "BackoffLimitExceeded")
+                self._finish(job, "Failed", str(decided.get("jobReason", "BackoffLimitExceeded")))
             return
         deadline = time.monotonic() + spec["activeDeadlineSeconds"]
         began = _now()
