@@ -2,6 +2,7 @@
 
 import json
 import random
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st

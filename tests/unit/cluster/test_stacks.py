@@ -5,7 +5,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from loopwright_cluster.grouping.fingerprints import alternatives, fingerprint, stack_of
 from loopwright_cluster.grouping.frames import collapse, cycle, file_name, function_name, is_foreign, place
-from loopwright_cluster.grouping.traces import causes, parse
+from loopwright_cluster.grouping.traces import causes, frame_of, parse
 from loopwright_common.contracts.signals import Signal, StackFrame
 
 law = settings(deadline=None)  # the machine that runs the tests may be busy
@@ -322,6 +322,30 @@ def test_a_trace_that_comes_as_text_is_read(text, types, places):
     found = parse(text)
     assert found.types == types
     assert [place(frame) for frame in found.frames] == places
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("com.acme.Order.total", "com.acme.Order:total"),
+        ("at com.acme.Order.total(Order.java:12)", "com.acme.Order:total"),
+        ('File "/srv/app/shop/p.py", line 3, in convert', "shop/p.py:convert"),
+        ("shop/p.py:12 in convert", "shop/p.py:convert"),
+        ("convert (shop/p.py:12)", "shop/p.py:convert"),
+        ("shop/p.py:convert:12", "shop/p.py:convert"),
+        ("shop/p.py:12:convert", "shop/p.py:convert"),
+        ("at total (https://x.io/a.js:1:22)", "a.js:total"),
+        ("total@https://x.io/a.js:1:2", "a.js:total"),
+        ("a.js:10:5", "a.js:<anonymous>"),
+        ("github.com/a/b.(*C).D.func1", ":github.com/a/b.(*C).D<lambda>"),
+        ("app/o.rb:12:in `total'", "app/o.rb:total"),
+        ("Shop.Cart.Total(Int32 x) in C:\\src\\Cart.cs:line 3", "Shop.Cart:Total"),
+        ("core::ptr::drop::h0123456789abcdef", ":core::ptr::drop"),
+        ("convert", ":convert"),
+    ],
+)
+def test_a_single_frame_is_read_in_any_notation(line, expected):
+    assert place(frame_of(line)) == expected
 
 
 def test_what_happened_while_another_error_was_handled_is_a_problem_of_its_own():

@@ -60,6 +60,17 @@ _NET_FRAME = re.compile(
     r"(?: (?:in|dans|en|в|em|w) (.{1,300}?):(?:line|Zeile|ligne|línea|строка|linha|riga|wiersz|行号|行) ?(\d{1,8}))?$"
 )
 _NET_END = re.compile(r"^\s{1,8}--- .{1,120} ---$")
+# Notations of single frames: `file:12 in function`, `function (file:12)`, `file:12:function`, `file:function:12`.
+_SOURCE = (
+    r"[^\s:()]{1,300}\.(?:py|rb|erb|php|java|kts?|scala|groovy|clj|[cm]?[jt]sx?|vue|svelte|go|rs|cs|fs|vb|c|cc|cpp|hpp?|mm?|swift|exs?|erl|lua"
+    r"|pl|dart)"
+)
+_IN_FILE = re.compile(rf"^({_SOURCE})(?::(\d{{1,8}}))?(?::\d{{1,8}})?,? in (\S.{{0,200}})$")
+_OF_FILE = re.compile(rf"^(\S{{1,300}}?) ?[(\[]({_SOURCE})(?::(\d{{1,8}}))?(?::\d{{1,8}})?[)\]]$")
+_FILE_FUNCTION = re.compile(
+    rf"^({_SOURCE})(?::(\d{{1,8}}))?(?::\d{{1,8}})?(?::([^\d\s:][^\s:]{{0,200}}))?(?::\d{{1,8}})?(?:\s([^\s:]{{1,200}}))?$"
+)
+_GO_NAME = re.compile(r"/[\w.-]{1,100}\.|\(\*\w|\.func\d|\$\$Lambda")
 _CAUSED_BY = re.compile(r"^.{0,200}?[Cc]aused by:? ((?:[A-Za-z_][\w$]{0,100}[.:\\]{1,2}){0,12}[A-Z][\w$]{1,120})(?=:|$|\s)")
 _RUBY_HINT = re.compile(r":\d{1,8}:in [`']")
 _JVM_HINT = re.compile(r"\(\w{1,120}\.(?:java|kts?|scala|groovy|clj)(?::|\))|\(Native Method\)|\(Unknown Source")
@@ -103,6 +114,36 @@ def parse(text: str) -> Trace | None:
         if any(part.frames for part in parts):
             return _joined(parts[:CAUSES_MAX])
     return None
+
+
+def frame_of(text: str) -> StackFrame:
+    """One frame out of one line, in any of the notations that traces and exports use; what fits none is a function's name."""
+    line = text[:LINE_CHARS_MAX].strip()
+    if found := _PY_FRAME.match(line):
+        return _frame(found[1], found[3] or "<module>", found[2])
+    at = f"  {line}" if line.startswith("at ") else f"  at {line}"
+    if found := _JAVA_FRAME.match(at):
+        return _frame(found[3] if "." in found[3] else "", found[2], found[4], module=found[1].rstrip("."))
+    if found := _RUBY_FRAME.match(line):
+        return _frame(found[1], found[3], found[2])
+    if found := _IN_FILE.match(line):
+        return _frame(found[1], found[3], found[2])
+    if found := _OF_FILE.match(line):
+        return _frame(found[2], found[1], found[3])
+    if found := _FILE_FUNCTION.match(line):
+        return _frame(found[1], found[3] or found[4] or "", found[2])
+    if (found := _JS_FRAME.match(at)) and found[3]:
+        return _frame(found[2], found[1] or "", found[3], found[4])
+    if found := _GECKO_FRAME.match(line):
+        return _frame(found[2], found[1], found[3], found[4])
+    if found := _NET_FRAME.match(at):
+        module, _, function = found[1].rpartition(".")
+        return _frame(found[3] or "", function, found[4], module=module)
+    name = line.removeprefix("at ")
+    module, _, function = name.rpartition(".")
+    return (
+        _frame("", function, module=module) if module and function and " " not in name and not _GO_NAME.search(name) else _frame("", name)
+    )
 
 
 def causes(text: str) -> tuple[str, ...]:
