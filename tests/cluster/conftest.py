@@ -33,7 +33,8 @@ def cluster() -> Iterator[Cluster]:
 
     try:
         with running() as found:
-            found.load([image.archive for image in bring_images().values()])
+            if os.environ.get("LOOPWRIGHT_TEST_KEEP_CLUSTER") != "release":
+                found.load([image.archive for image in bring_images().values()])
             yield found
     except (CannotBuild, NodeFailed) as error:
         if CI:
@@ -43,7 +44,9 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session")
 def release(cluster: Cluster) -> Release:
-    """The chart installed with its default values, every pod Ready."""
+    """The chart installed with its default values, every pod Ready. LOOPWRIGHT_TEST_KEEP_CLUSTER=release takes the one that is there."""
+    if os.environ.get("LOOPWRIGHT_TEST_KEEP_CLUSTER") == "release":
+        return Release(cluster)
     with contextlib.suppress(ClusterFailed):
         cluster.helm("uninstall", RELEASE, "--namespace", NAMESPACE, "--wait")
     made = Release(cluster)

@@ -90,8 +90,9 @@ def audited(release: Release, tmp_path: Path) -> Iterator[Callable[[], None]]:
     """Signals are posted all the while; the function given says, at the end, that each accepted one is counted once."""
     with reached(release, tmp_path / "audit") as there:
         gateway = Api(there.url("gateway"), there.operator_token)
-        before = counted(gateway, AUDIT) if any(item["name"] == AUDIT for item in gateway.get("/v1/projects")) else 0
-        integrator = Integrator(there.url("ingest"), begin(gateway), random.Random(5), prefix=f"{time.time_ns()}-")
+        key = begin(gateway)
+        before = counted(gateway, AUDIT)
+        integrator = Integrator(there.url("ingest"), key, random.Random(5), prefix=f"{time.time_ns()}-")
         integrator.start()
 
         def check() -> None:
