@@ -67,6 +67,27 @@ def event(**more):
     } | more
 
 
+def raised(kind, *functions, **more):
+    frames = [{"filename": "shop/app.py", "function": name, "in_app": True} for name in functions]
+    return {"type": kind, "value": "x", "stacktrace": {"frames": frames}, **more}
+
+
+async def test_a_wrapped_exception_has_the_frames_that_led_to_its_cause(edge):
+    values = [raised("KeyError", "pay", "price"), raised("PaymentFailed", "handle", "pay")]
+    await edge.envelope(("event", event(exception={"values": values})), headers={"event_id": EVENT_ID})
+    (signal,) = edge.signals
+    assert [frame.function for frame in signal.frames] == ["handle", "pay", "price"]
+    assert (signal.exception_type, signal.labels["exception.chain"]) == ("PaymentFailed", "PaymentFailed <- KeyError")
+
+
+async def test_what_was_being_handled_when_another_exception_was_raised_is_not_its_cause(edge):
+    values = [raised("KeyError", "price", mechanism={"type": "chained", "source": "__context__"}), raised("NameError", "handle", "report")]
+    await edge.envelope(("event", event(exception={"values": values})), headers={"event_id": EVENT_ID})
+    (signal,) = edge.signals
+    assert [frame.function for frame in signal.frames] == ["handle", "report"]
+    assert "exception.chain" not in signal.labels
+
+
 async def test_an_event_becomes_a_signal(edge):
     answer = await edge.envelope(("event", event()), headers={"event_id": EVENT_ID})
     assert (answer.status_code, answer.json()) == (200, {"id": EVENT_ID})

@@ -140,7 +140,7 @@ def signal_of(event: dict[str, Any], sender: Sender, now: datetime) -> Signal:
     """An event as a signal. Fields that are too long are cut; one whose time cannot be is as of now, and says so."""
     event_id = str(event.get("event_id") or "").replace("-", "").lower()
     tags = dict(_pairs(event.get("tags")))
-    exceptions = [value for value in _values(event.get("exception")) if isinstance(value, dict)]
+    exceptions = _chain(event)
     # Sentry lists the cause first and what reached the surface last.
     raised = exceptions[-1] if exceptions else {}
     type_, value = cut(raised.get("type"), 512), cut(raised.get("value"), 2_048)
@@ -219,14 +219,39 @@ def _person(user: dict[str, Any]) -> str:
     return next((str(value) for value in found if value and value != "{{auto}}"), "")
 
 
+def _chain(event: dict[str, Any]) -> list[dict[str, Any]]:
+    """The exceptions, the root cause first and what reached the surface last.
+
+    What happened to be handled when another was raised (Python's ``__context__``) did not cause it, and is left out.
+    """
+    exceptions = [value for value in _values(event.get("exception")) if isinstance(value, dict)]
+    for number in range(len(exceptions) - 2, -1, -1):
+        mechanism = exceptions[number].get("mechanism")
+        if isinstance(mechanism, dict) and mechanism.get("source") == "__context__":
+            return exceptions[number + 1 :]
+    return exceptions
+
+
 def _frames(event: dict[str, Any], exceptions: list[dict[str, Any]]) -> Iterator[StackFrame]:
-    """The frames of what was raised, outermost first; of its cause where that one alone touches the product's own code."""
-    stacks = [_stack(item.get("stacktrace")) for item in reversed(exceptions)]
-    if not exceptions:
-        stacks = [_stack(item.get("stacktrace")) for item in _values(event.get("threads")) if isinstance(item, dict)]
-        stacks.append(_stack(event.get("stacktrace")))
+    """The frames of what reached the surface, outermost first, and then those of its causes that are not among them.
+
+    So the end is where it really happened, and an exception has the same frames whether or not a layer wrapped it. A stack without a frame
+    of the product's own counts only where there is no other.
+    """
+    if exceptions:
+        stacks = [_stack(item.get("stacktrace")) for item in reversed(exceptions)]
+        own = [stack for stack in stacks if any(frame.in_app for frame in stack)] or [stack for stack in stacks if stack][:1]
+        found: list[StackFrame] = []
+        seen: set[tuple[str, str, str]] = set()
+        for stack in own:
+            found.extend(frame for frame in stack if (frame.module, frame.file, frame.function) not in seen)
+            seen.update((frame.module, frame.file, frame.function) for frame in stack)
+        yield from found[-FRAMES_MAX:]  # the end is where it happened
+        return
+    stacks = [_stack(item.get("stacktrace")) for item in _values(event.get("threads")) if isinstance(item, dict)]
+    stacks.append(_stack(event.get("stacktrace")))
     chosen = next((stack for stack in stacks if any(frame.in_app for frame in stack)), next((stack for stack in stacks if stack), []))
-    yield from chosen[-FRAMES_MAX:]  # the end is where it happened
+    yield from chosen[-FRAMES_MAX:]
 
 
 def _stack(value: Any) -> list[StackFrame]:
