@@ -73,3 +73,17 @@ def counted(api: Api, project: str) -> int:
     """The signals that the reports of a project count. A report's own verdict is on it, and not counted as an occurrence."""
     rows = list(api.pages("/v1/reports", 1_000, project=project))
     return sum(sum(row["kinds"].values()) for row in rows)
+
+
+def await_counted(api: Api, project: str, wanted: int, seconds: float) -> None:
+    """Returns when exactly ``wanted`` signals are counted. A gateway that is being replaced is asked again."""
+    until, seen = time.monotonic() + seconds, -1
+    while seen != wanted:
+        assert seen < wanted, f"{seen} signals are counted of {wanted}: some twice"
+        assert time.monotonic() < until, f"{seen} of {wanted} accepted signals were counted within {seconds:g} s"
+        try:
+            seen = counted(api, project)
+        except ApiFailed as error:
+            if error.status not in (0, 502, 503):
+                raise
+        time.sleep(0.5)

@@ -13,7 +13,7 @@ import pytest
 from loopwright_cli.client import Api
 from loopwright_common.testing.otlp_receiver import LOOP, LOOP_AFTER_THE_MERGE, OtlpReceiver, orphans
 
-from tests.audit import AUDIT, Integrator, begin, counted
+from tests.audit import AUDIT, Integrator, await_counted, begin, counted
 from tests.cluster.clusters import Cluster
 from tests.cluster.loop import Reached, play, reached
 from tests.cluster.release import SANDBOXES, Release
@@ -98,11 +98,7 @@ def audited(release: Release, tmp_path: Path) -> Iterator[Callable[[], None]]:
         def check() -> None:
             integrator.stop()
             assert len(integrator.accepted) > 20
-            until = time.monotonic() + COUNTED_SECONDS_MAX
-            while (seen := counted(gateway, AUDIT) - before) != len(integrator.accepted):
-                assert seen < len(integrator.accepted), "a signal is counted twice"
-                assert time.monotonic() < until, f"{seen} of {len(integrator.accepted)} accepted signals were counted"
-                time.sleep(1)
+            await_counted(gateway, AUDIT, before + len(integrator.accepted), COUNTED_SECONDS_MAX)
 
         yield check
         integrator.stop()
