@@ -44,11 +44,13 @@ RUN --mount=type=secret,id=packages --mount=type=secret,id=ca \
     if [ -f /run/secrets/packages ]; then . /run/secrets/packages; fi; \
     PYTHONPATH=src /opt/loopwright/.venv/bin/python -m loopwright_cluster.embedding.model_build --out /opt/loopwright/models/minilm-int8
 
-# What only makes the model, and the tests that some packages bring along, stay here.
+# What only makes the model, the tests that some packages bring along, and the asynchronous half of the Kubernetes client, which pr-agent
+# does not use (66 MB), stay here.
 FROM dependencies AS environment
 RUN uv pip uninstall --quiet --python /opt/loopwright/.venv onnx ml-dtypes safetensors \
     && find /opt/loopwright/.venv \( -path '*/numpy/*' -o -path '*/scipy/*' \) -type d -name tests -prune -exec rm -rf {} + \
-    && find /opt/loopwright/.venv -type d -name tests -path '*/sqlalchemy/*' -prune -exec rm -rf {} + \
+    && rm -r /opt/loopwright/.venv/lib/python3*/site-packages/kubernetes/aio \
+    && rm -f /opt/loopwright/.venv/.lock \
     && /opt/loopwright/.venv/bin/python -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/loopwright/.venv/lib
 
 FROM dependencies AS packages
@@ -65,6 +67,7 @@ COPY cli cli
 # Their bytecode is checked against the source, so that a source replaced in a running container (the Tiltfile does) counts.
 RUN for package in libs/* services/* cli; do (cd "$package" && /build/hatch/bin/python -m hatchling build -t wheel -d /build/wheels) || exit 1; done \
     && uv pip install --quiet --python /opt/loopwright/.venv --target /opt/loopwright/packages --no-deps --no-index wheels/*.whl \
+    && rm -f /opt/loopwright/packages/.lock \
     && python3 -m compileall -q -j 0 --invalidation-mode checked-hash /opt/loopwright/packages
 
 # --- where changes are made ---------------------------------------------------------------------------------------------------------
@@ -114,3 +117,14 @@ COPY --from=packages /opt/loopwright/packages /opt/loopwright/packages
 ARG VERSION=0.1.0
 ARG REVISION=""
 LABEL org.opencontainers.image.version="${VERSION}" org.opencontainers.image.revision="${REVISION}"
+
+# --- the services for the inner loop: what the Tiltfile replaces is the user's own, and `python` begins anew when it is replaced -------
+FROM services AS dev
+USER 0
+COPY docker/reload.py /opt/loopwright/dev/python
+RUN chown -R 10001:0 /opt/loopwright/packages && chmod -R g+w /opt/loopwright/packages
+ENV PATH=/opt/loopwright/dev:/opt/loopwright/packages/bin:/opt/loopwright/.venv/bin:/usr/local/bin:/usr/bin:/bin
+USER 10001:0
+
+# Without --target the services are made.
+FROM services

@@ -50,7 +50,7 @@ SUITE = "bookworm"
 PACKAGES = ("buildah", "debootstrap", "debian-archive-keyring")
 CA = "/run/secrets/ca"
 IMAGES_MAX = 300  # of the builder's store; a changed Python file leaves a few of 20 MB each, so this is about 5 GB before it starts afresh
-FORM = 2  # raise when archives are made otherwise
+FORM = 3  # raise when the base or the archives are made otherwise
 NOT_SENT = ("__pycache__", ".venv", ".cache", "data", "dist")  # folders, as .dockerignore has them
 KEPT_SECONDS = 3_600  # another checkout's tests may still be loading an older archive
 STEP_SECONDS_MAX = 1_800  # a cold build takes four minutes on two cores; a mirror that hangs must not hold the tests for ever
@@ -252,7 +252,7 @@ _BUILDS: dict[str, Callable[[Path, Path, str, Path], str]] = {
 def _base(folder: Path) -> None:
     """Makes the stand-in for debian:bookworm-slim, once."""
     _have_tools()
-    stamp = hashlib.sha256(f"{SUITE} {DPKG} 1".encode()).hexdigest()[:12]
+    stamp = hashlib.sha256(f"{SUITE} {DPKG} {FORM}".encode()).hexdigest()[:12]
     listed = [line for line in _buildah(folder, "images", "--all", "--format", "{{.Name}}:{{.Tag}}", quiet=True).splitlines() if line]
     if len(listed) > IMAGES_MAX:
         _buildah(folder, "rmi", "--all", "--force", quiet=True)
@@ -270,8 +270,12 @@ def _base(folder: Path) -> None:
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         (rootfs / "etc/resolv.conf").unlink(missing_ok=True)
         (rootfs / "etc/hostname").unlink(missing_ok=True)
-        (Path(name) / "Dockerfile").write_text('FROM scratch\nADD rootfs/ /\nCMD ["bash"]\n')
-        _buildah(folder, "bud", "--isolation", "chroot", "--tag", BASE, "--tag", f"{BASE}-{stamp}", name)
+        context = Path(name) / "context"
+        context.mkdir()
+        # As an archive, because a copied folder's files would all belong to root: /var/mail and its like would be group 0's to write.
+        _run(["tar", "--create", "--numeric-owner", "--file", context / "rootfs.tar", "--directory", rootfs, "."], "tar", quiet=True)
+        (context / "Dockerfile").write_text('FROM scratch\nADD rootfs.tar /\nCMD ["bash"]\n')
+        _buildah(folder, "bud", "--isolation", "chroot", "--tag", BASE, "--tag", f"{BASE}-{stamp}", context)
 
 
 def _mirrors() -> list[tuple[str, str]]:
