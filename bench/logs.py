@@ -61,8 +61,8 @@ def measure(path: Path) -> tuple[float, int, int, float, float]:
     return grouping_accuracy(gold, found), len(set(gold)), len(set(found)), taken, read
 
 
-def main(paths: Iterable[Path]) -> None:
-    files = sorted(paths)
+def main(paths: Iterable[Path] = ()) -> None:
+    files = sorted(paths) or sorted(DATA.glob("*.jsonl"))
     if not files:
         print(f"no log systems to measure with: {DATA} is not there; name files, or set LOOPWRIGHT_BENCH_DATA")
         return
@@ -77,4 +77,4 @@ def main(paths: Iterable[Path]) -> None:
 
 
 if __name__ == "__main__":
-    main([Path(name) for name in sys.argv[1:]] or DATA.glob("*.jsonl"))
+    main([Path(name) for name in sys.argv[1:]])
