@@ -29,7 +29,7 @@ from loopwright_common.testing.nats_server import NatsServer
 
 SIGNALS_COUNT = 10_000
 FINGERPRINTS = 50
-BATCH = 200
+BATCH = 400
 MOMENT = datetime(2026, 11, 26, 10, tzinfo=UTC)
 
 

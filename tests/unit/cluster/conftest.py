@@ -114,7 +114,7 @@ class Flow:
 def received(subject, payload, **tokens):
     name = subject.name(project=payload.project, **tokens)
     envelope = Envelope(id="m1", source="/services/test", type=subject.event_type, time=START)
-    return Received(name, payload, envelope, subject.stream, 1, 1, payload.project)
+    return Received(name, payload, envelope, subject.stream, 1, 1, payload.project, payload.model_dump_json().encode())
 
 
 @pytest.fixture

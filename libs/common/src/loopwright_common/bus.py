@@ -46,6 +46,12 @@ class Outgoing:
     tokens: dict[str, str] = field(default_factory=dict)  # project, and source or service where the pattern has one
     about: str = ""  # CloudEvents subject: the signal, report or change it is about
     traceparent: str = field(default_factory=telemetry.traceparent, compare=False)
+    written: bytes = field(default=b"", compare=False)  # the payload as JSON, where it is at hand; ``payload`` says the same
+
+    @property
+    def body(self) -> bytes:
+        """The payload as JSON."""
+        return self.written or self.payload.model_dump_json().encode()
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,7 @@ class Received(Generic[M]):
     sequence: int
     attempt: int  # 1 on the first delivery
     project: str
-    payload_bytes: int = 0  # as it was stored
+    stored: bytes = b""  # the payload as it was stored: who passes it on need not write it anew
 
 
 Handler = Callable[[Received[Any]], Awaitable[None]]

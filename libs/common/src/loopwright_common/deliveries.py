@@ -24,6 +24,7 @@ from loopwright_common.errors import Permanent, Retryable, Unavailable
 
 REPLAY_FOR = "Loopwright-Replay-For"
 REASON_CHARACTERS_MAX = 2_000
+SUBJECTS_REMEMBERED_MAX = 10_000
 
 log = structlog.get_logger()
 
@@ -48,6 +49,10 @@ class Delivery(Protocol):
 
     async def ack(self, confirmed: bool = False) -> None:
         """Done. ``confirmed`` waits until the server knows."""
+        ...
+
+    async def ack_with(self, earlier: Sequence[Any]) -> None:
+        """Done, and so are ``earlier`` ones of the same consumer; waits until the server knows of them all."""
         ...
 
     async def give_back(self, delay: timedelta) -> None:
@@ -76,16 +81,11 @@ class Reader:
 
     def __init__(self, subjects: Sequence[Subject]) -> None:
         self._patterns = [(subject.pattern.split("."), subject) for subject in subjects]
+        self._kinds: dict[str, tuple[Subject, str]] = {}  # of subjects seen before
 
     def read(self, raw: RawMessage) -> Received[Any]:
         """The message with its payload and envelope. Raises Unreadable."""
-        tokens = raw.subject.split(".")
-        for pattern, subject in self._patterns:  # noqa: B007  used after the loop
-            if len(pattern) == len(tokens) and all(p == t or p.startswith("{") for p, t in zip(pattern, tokens, strict=True)):
-                break
-        else:
-            raise Unreadable(f"no subject of this consumer matches {raw.subject!r}")
-        project = next((t for p, t in zip(pattern, tokens, strict=True) if p == "{project}"), "")
+        subject, project = self._kinds.get(raw.subject) or self._kind(raw.subject)
         try:
             envelope = Envelope.from_headers(raw.headers)
         except KeyError as error:
@@ -98,7 +98,19 @@ class Reader:
             payload = subject.payload.model_validate_json(raw.payload)
         except ValidationError as error:
             raise Unreadable(f"the payload is not a {subject.payload.__name__}: {_brief(error)}") from error
-        return Received(raw.subject, payload, envelope, raw.stream, raw.sequence, raw.attempt, project, len(raw.payload))
+        return Received(raw.subject, payload, envelope, raw.stream, raw.sequence, raw.attempt, project, raw.payload)
+
+    def _kind(self, name: str) -> tuple[Subject, str]:
+        """The kind of subject, and the project it names. Raises Unreadable."""
+        tokens = name.split(".")
+        for pattern, subject in self._patterns:
+            if len(pattern) == len(tokens) and all(p == t or p.startswith("{") for p, t in zip(pattern, tokens, strict=True)):
+                project = next((t for p, t in zip(pattern, tokens, strict=True) if p == "{project}"), "")
+                if len(self._kinds) >= SUBJECTS_REMEMBERED_MAX:
+                    self._kinds.clear()
+                self._kinds[name] = (subject, project)
+                return subject, project
+        raise Unreadable(f"no subject of this consumer matches {name!r}")
 
 
 def _brief(error: Exception) -> str:
@@ -181,10 +193,11 @@ class Worker:
             log.warning("batch_failed", consumer=self._spec.name, messages=len(pairs), error=_describe(error))
             return await self._one_by_one(pairs)
         else:
-            for delivery, _ in pairs[:-1]:
-                await delivery.ack()
             # The last one is confirmed, and with it all before it, so that an ordered flow starts its next batch on known ground.
-            await pairs[-1][0].ack(confirmed=self._spec.ordered or len(pairs) > 1)
+            if len(pairs) > 1:
+                await pairs[-1][0].ack_with([delivery for delivery, _ in pairs[:-1]])
+            else:
+                await pairs[0][0].ack(confirmed=self._spec.ordered)
             self._count("handled", len(pairs))
             return None
 

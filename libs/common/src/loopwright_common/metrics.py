@@ -10,6 +10,7 @@ is read by each of them and is the same for all: dashboards take the maximum, ne
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime
 
 from prometheus_client import Counter, Gauge, Histogram
@@ -43,6 +44,13 @@ STAGE = Histogram("loopwright_stage_seconds", "Time from one step of the loop to
 def observe_stage(stage: str, start: datetime, end: datetime) -> None:
     """Counts a stage that is over. Clocks of two machines may differ: what would be negative is zero."""
     STAGE.labels(stage).observe(max(0.0, (end - start).total_seconds()))
+
+
+def observe_stages(stage: str, starts: Iterable[datetime], end: datetime) -> None:
+    """Counts a stage that is over for many at once, looking its histogram up once."""
+    observe = STAGE.labels(stage).observe
+    for start in starts:
+        observe(max(0.0, (end - start).total_seconds()))
 
 
 def observe_timer(timer: Timer, now: datetime) -> None:

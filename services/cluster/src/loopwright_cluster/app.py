@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -113,6 +114,17 @@ class Service:
         await self.index.close()
 
 
+def spare_the_collector() -> None:
+    """Lets Python look for garbage cycles seldom: it took a quarter of the time in a flood, and found nothing.
+
+    A batch is some ten thousand objects that live until it is published, and none of them points back; by default every 700 new objects
+    start a search. What there is now (modules, models) is never searched again.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 20)
+
+
 def create_app(settings: ClusterSettings) -> FastAPI:
     """The service's app; its parts live as long as the app's lifespan."""
     running: list[Service] = []
@@ -124,6 +136,7 @@ def create_app(settings: ClusterSettings) -> FastAPI:
         service = Service(await open_bus(settings, SERVICE), embedding, index, SystemClock(), batch_max=settings.batch_max)
         try:
             await service.start()
+            spare_the_collector()
             running.append(service)
             yield
         finally:

@@ -32,7 +32,7 @@ from loopwright_common.contracts.signals import Signal
 from loopwright_common.contracts.subjects import GROUPS_UPDATED
 from loopwright_common.errors import Permanent
 from loopwright_common.identifiers import derived_id
-from loopwright_common.metrics import observe_stage
+from loopwright_common.metrics import observe_stages
 from prometheus_client import Counter
 
 from loopwright_cluster.domain import Candidate, Decision, Exemplar, Outcome
@@ -107,14 +107,12 @@ class SignalGrouping:
 
     async def _publish(self, grouped: Sequence[Grouped], batch: Sequence[Received[Signal]]) -> None:
         now = self._clock.now()
-        outgoing = [
-            _outgoing([grouped[at] for at in run], [batch[at].envelope.traceparent for at in run], now) for run in runs(grouped, batch)
-        ]
+        outgoing = [_outgoing([grouped[at] for at in run], [batch[at] for at in run], now) for run in runs(grouped, batch)]
         await self._bus.publish_batch(outgoing)
         for (outcome, rule), number in Tally((item.decision.outcome, item.decision.rule) for item in grouped).items():
             GROUPED.labels(outcome, rule).inc(number)
+        observe_stages("accepted_to_grouped", (item.signal.received_at for item in grouped), now)
         for item in grouped:
-            observe_stage("accepted_to_grouped", item.signal.received_at, now)
             if item.decision.outcome == "opened":
                 log.info("report_opened", project=item.signal.project, report_id=item.report_id, signal_id=item.signal.id)
 
@@ -127,9 +125,13 @@ def runs(grouped: Sequence[Grouped], batch: Sequence[Received[Signal]]) -> list[
     found: list[list[int]] = []
     open_runs: dict[tuple[str, str, str], tuple[list[int], int]] = {}
     for at, item in enumerate(grouped):
-        key = (item.report_id, item.decision.fingerprint, item.decision.rule)
-        size = batch[at].payload_bytes
-        run, held = open_runs.get(key, (None, 0)) if item.decision.rule in TOGETHER else (None, 0)
+        decision = item.decision
+        if decision.rule not in TOGETHER:
+            found.append([at])
+            continue
+        key = (item.report_id, decision.fingerprint, decision.rule)
+        size = len(batch[at].stored)
+        run, held = open_runs.get(key, (None, 0))
         if run is None or held + size > FACT_BYTES_MAX or len(run) >= SIGNALS_PER_FACT_MAX:
             run, held = [], 0
             found.append(run)
@@ -138,9 +140,10 @@ def runs(grouped: Sequence[Grouped], batch: Sequence[Received[Signal]]) -> list[
     return found
 
 
-def _outgoing(items: Sequence[Grouped], traces: Sequence[str], now: datetime) -> Outgoing:
-    first, *others = items
-    signal = first.signal
+def _outgoing(items: Sequence[Grouped], messages: Sequence[Received[Signal]], now: datetime) -> Outgoing:
+    first = items[0]
+    signal, others = first.signal, [item.signal for item in items[1:]]
+    # Without the others: what is sent is ``written``, and a flood is not checked a second time.
     fact = GroupUpdated(
         project=signal.project,
         report_id=first.report_id,
@@ -148,14 +151,30 @@ def _outgoing(items: Sequence[Grouped], traces: Sequence[str], now: datetime) ->
         decision=first.decision,
         recurrence_of=first.recurrence_of,
         decided_at=first.decided_at or now,
-        more=tuple(item.signal for item in others),
     )
-    named = signal.id if not others else derived_id("together", *(item.signal.id for item in items))
+    named = signal.id if not others else derived_id("together", signal.id, *(other.id for other in others))
     # A trace that nobody records needs no link: in a flood that is most of them.
-    also = [trace for trace in traces[1:] if trace.endswith("-01")]
+    also = [message.envelope.traceparent for message in messages[1:] if message.envelope.traceparent.endswith("-01")]
     attributes: dict[str, Any] = {"loopwright__grouping__outcome": first.decision.outcome, "loopwright__report__id": first.report_id}
-    with telemetry.part("group signal", traces[0], also, **attributes):
-        return Outgoing(GROUPS_UPDATED, fact, f"group-{signal.project}-{named}", {"project": signal.project}, about=first.report_id)
+    with telemetry.part("group signal", messages[0].envelope.traceparent, also, **attributes):
+        return Outgoing(
+            GROUPS_UPDATED,
+            fact.model_copy(update={"more": tuple(others)}) if others else fact,
+            f"group-{signal.project}-{named}",
+            {"project": signal.project},
+            about=first.report_id,
+            written=_written(fact, [message.stored for message in messages[1:]]) if others and all(m.stored for m in messages) else b"",
+        )
+
+
+_NO_MORE = b'"more":[]'
+
+
+def _written(fact: GroupUpdated, others: Sequence[bytes]) -> bytes:
+    """The fact as JSON with the other signals in it as they came: they were read and found right, so none is written anew."""
+    alone = fact.model_dump_json().encode()
+    at = alone.rindex(_NO_MORE)
+    return b"".join((alone[:at], b'"more":[', b",".join(others), b"]", alone[at + len(_NO_MORE) :]))
 
 
 def report_id_for(signal: Signal) -> str:
@@ -176,12 +195,13 @@ class _Batch:
         self._pointers: dict[Key, Pointer | None] = {}
         self._created: dict[Key, FingerprintRecord] = {}
         self._vectors: dict[Key, Vector] = {}
+        self._same: dict[Key, Grouped] = {}  # of fingerprints whose report takes whatever occurs, whenever it occurred
 
     async def decide(self) -> list[Grouped]:
         """Return where each signal goes, in order. Writes nothing but the links from resolved reports to the ones that follow them."""
         await self._look_up()
         await self._embed()
-        return [await self._place(signal, found) for signal, found in self._signals]
+        return [self._as_before(signal, found) or await self._place(signal, found) for signal, found in self._signals]
 
     async def store(self) -> None:
         """Record the new fingerprints, then index them. Raises Conflict."""
@@ -235,13 +255,23 @@ class _Batch:
         reason = f"its sender says that it is about this report (it comes from {signal.source})"
         return Grouped(signal, place.report_id, self._decision(Outcome.JOIN, "about_report", reason, found))
 
+    def _as_before(self, signal: Signal, found: Fingerprint) -> Grouped | None:
+        """The decision about the signal before it with this fingerprint, where it holds for every signal but the first."""
+        same = self._same.get((signal.project, found.key))
+        if same is None or signal.about_report is not None or self._pointers[signal.project, found.key].signal_id == signal.id:  # type: ignore[union-attr]
+            return None
+        return Grouped(signal, same.report_id, same.decision)
+
     async def _known(self, signal: Signal, found: Fingerprint, pointer: Pointer) -> Grouped:
         place = await self._records.place(signal.project, pointer.report_id, _occurred(signal), signal.id)
         same = f"same {found.rule} fingerprint as earlier signals: {found.described}"
         if place.recurred is not None:
             return await self._recurrence(signal, found, place, same)
         rule = "explicit_fingerprint" if found.rule == "explicit" else "fingerprint"
-        return Grouped(signal, place.report_id, self._decision(Outcome.JOIN, rule, same, found))
+        grouped = Grouped(signal, place.report_id, self._decision(Outcome.JOIN, rule, same, found))
+        if place.always:
+            self._same[signal.project, found.key] = grouped
+        return grouped
 
     async def _again(self, signal: Signal, found: Fingerprint) -> Grouped:
         """The first signal of a fingerprint, delivered once more: the recorded decision holds."""

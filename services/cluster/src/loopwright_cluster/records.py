@@ -143,13 +143,15 @@ class Place:
     """Where something that points to a report belongs now.
 
     ``report_id`` after merges and recurrences. ``recurred`` names the resolved report when ``opener``'s signal is to open, or has
-    opened, the report that follows it; ``report_id`` is then the new report, or empty when it is yet to be opened.
+    opened, the report that follows it; ``report_id`` is then the new report, or empty when it is yet to be opened. ``always``: so it is
+    for every signal, whenever it occurred.
     """
 
     report_id: str
     quiet: bool = False
     recurred: str | None = None
     reason: str = ""
+    always: bool = False
 
 
 class Records:
@@ -215,9 +217,10 @@ class Records:
 
     async def place(self, project: str, report_id: str, occurred_at: datetime, signal_id: str) -> Place:
         """Where what points to ``report_id`` belongs, for a signal that occurred then: merges and recurrences are followed."""
-        current = report_id
+        current, always = report_id, True
         for _ in range(REPORT_CHAIN_MAX):
             record = (await self._reports.get(f"{project}.{current}"))[0] or NEW_REPORT
+            always = always and record.resolved_at is None
             if record.merged_into is not None:
                 current = record.merged_into
             elif record.resolved_at is not None and occurred_at > record.resolved_at:
@@ -227,7 +230,7 @@ class Records:
                     return Place(record.successor, recurred=current, reason=record.successor_reason)
                 current = record.successor
             else:
-                return Place(current, quiet=record.state in QUIET_STATES and record.resolved_at is None)
+                return Place(current, quiet=record.state in QUIET_STATES and record.resolved_at is None, always=always)
         log.error("report_chain_too_long", project=project, report_id=report_id, followed=REPORT_CHAIN_MAX)
         return Place(current)
 

