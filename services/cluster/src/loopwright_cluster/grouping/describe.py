@@ -6,7 +6,7 @@ from loopwright_common.contracts.signals import Signal
 
 from loopwright_cluster.domain import Exemplar
 from loopwright_cluster.grouping.anchors import anchors_of
-from loopwright_cluster.grouping.fingerprints import Fingerprint, in_app_frames
+from loopwright_cluster.grouping.fingerprints import Fingerprint, in_app_frames, stack_of
 from loopwright_cluster.grouping.normalise import parameterise
 
 BODY_CHARS_MAX = 800  # with the title about 256 tokens, which is what the embedding reads
@@ -44,7 +44,7 @@ def describe(signal: Signal, found: Fingerprint) -> Exemplar:
         text=embedding_text(signal),
         release=signal.release,
         environment=signal.environment,
-        exception_type=signal.exception_type,
+        exception_type=stack_of(signal).root or signal.exception_type,  # as the fingerprint has it: of the root cause
         explicit=found.explicit,
         anchors=anchors_of(signal),
         frames=in_app_frames(signal)[-FRAMES_KEPT:],

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
 from loopwright_common.contracts.signals import Signal, SignalKind, StackFrame
 
 from loopwright_cluster.grouping import earlier, traces
-from loopwright_cluster.grouping.frames import collapse, cycle, function_name, place, tells
+from loopwright_cluster.grouping.frames import collapse, cycle, function_name, tells
 from loopwright_cluster.grouping.logs import Templates, shape, template_id
 from loopwright_cluster.grouping.normalise import normalise_text, parameterise
 from loopwright_cluster.grouping.rules import NO_RULES, Rules, expanded
@@ -38,10 +38,12 @@ TARGET_LABELS = ("target", "url", "endpoint", "path", "route")
 GO_RUNTIME_ERROR = "runtime error: "
 CHAIN_LABEL = "exception.chain"  # from the one that surfaced to the root cause, as the ingest writes it
 # Recursion without end stops where the stack is full, which is chance: only the circle says what is wrong.
+RUNAWAY_TYPES = frozenset(
+    {"RecursionError", "StackOverflowError", "SystemStackError", "StackOverflowException", "InsufficientExecutionStackException"}
+)
+RUNAWAY_CHARS = 200  # of the message: what a runtime says, it says at once
 _RUNAWAY = re.compile(
-    r"^(?:RecursionError|StackOverflowError|SystemStackError|StackOverflowException|InsufficientExecutionStackException)$"
-    r"|call stack size exceeded|too much recursion|stack overflow|stack level too deep|goroutine stack exceeds",
-    re.IGNORECASE,
+    r"call stack size exceeded|too much recursion|stack overflow|stack level too deep|goroutine stack exceeds", re.IGNORECASE
 )
 # What stays when a message is translated: the codes of operating systems and databases.
 _STABLE_CODE = re.compile(
@@ -92,7 +94,12 @@ class Stack:
         runtime = self.message.find(GO_RUNTIME_ERROR, 0, 200)
         if runtime >= 0:
             return parameterise(self.message[runtime:])
-        return function_name(self.types[-1].rpartition(".")[2].rpartition("::")[2]) if self.types and self.types[-1] else ""
+        return _type_name(self.types[-1]) if self.types and self.types[-1] else ""
+
+
+@lru_cache(KEYS_REMEMBERED_MAX)
+def _type_name(type_: str) -> str:
+    return function_name(type_.rpartition(".")[2].rpartition("::")[2])
 
 
 def fingerprint(signal: Signal, *, templates: Templates | None = None, rules: Rules = NO_RULES) -> Fingerprint:
@@ -212,26 +219,29 @@ def _types(signal: Signal) -> tuple[str, ...]:
 
 
 def _exception(signal: Signal, stack: Stack, rules: Rules) -> Fingerprint:
-    own = [place(frame) for frame in stack.frames if rules.standing(frame.module, frame.file, frame.function, frame.in_app) == "in_app"]
+    own = rules.own_places(stack.frames)
     if not own:
         parts, variant = _system_parts(signal, stack, rules)
         return _of("exception", parts, variant)
     kind = stack.root
-    if _RUNAWAY.search(kind) or _RUNAWAY.search(stack.message):
-        circle = cycle(own)
-        if circle:
-            return _of("exception", ("app", signal.service, kind, *circle), "app")
-    places = collapse(own)
-    if any(tells(item) for item in places):
-        return _of("exception", ("app", signal.service, kind, *places), "app")
-    # A bundle without its source map: every place has the name of no place, so the words have to tell.
-    return _of("exception", ("app", signal.service, kind, _message(stack), *places), "app")
+    runaway = kind in RUNAWAY_TYPES or _RUNAWAY.search(stack.message, 0, RUNAWAY_CHARS) is not None
+    found = _of_places(signal.service, kind, tuple(own), runaway=runaway)
+    if found is None:
+        # A bundle without its source map: every place has the name of no place, so the words have to tell.
+        found = _of("exception", ("app", signal.service, kind, _message(stack), *collapse(own)), "app")
+    return found
+
+
+@lru_cache(KEYS_REMEMBERED_MAX)
+def _of_places(service: str, kind: str, own: tuple[str, ...], *, runaway: bool) -> Fingerprint | None:
+    """The fingerprint by the product's own places, or None when none of them tells anything."""
+    places = (cycle(own) if runaway else ()) or collapse(own)
+    return _of("exception", ("app", service, kind, *places), "app") if any(tells(item) for item in places) else None
 
 
 def _system_parts(signal: Signal, stack: Stack, rules: Rules) -> tuple[tuple[str, ...], str]:
     """All frames; the message where they are too few to tell a place, or none."""
-    kept = [place(frame) for frame in stack.frames if rules.standing(frame.module, frame.file, frame.function, frame.in_app) != "ignore"]
-    places = collapse(kept)
+    places = collapse(rules.all_places(stack.frames))
     if sum(tells(item) for item in places) >= TELLING_MIN:
         return ("system", signal.service, stack.root, *places), "system"
     variant = "system" if places else "message"
@@ -245,10 +255,7 @@ def _message(stack: Stack) -> str:
 
 def in_app_frames(signal: Signal, rules: Rules = NO_RULES) -> tuple[str, ...]:
     """The in-app frames as `file:function`, innermost last, each once."""
-    frames: Sequence[StackFrame] = stack_of(signal).frames
-    return collapse(
-        [place(frame) for frame in frames if rules.standing(frame.module, frame.file, frame.function, frame.in_app) == "in_app"]
-    )
+    return collapse(rules.own_places(stack_of(signal).frames))
 
 
 def _alert(signal: Signal) -> tuple[str, ...]:

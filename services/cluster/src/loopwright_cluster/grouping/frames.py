@@ -18,7 +18,7 @@ from loopwright_cluster.grouping.normalise import normalise_file
 PLACES_MAX = 30  # distinct ones, innermost; what lies further out is the framework's or the caller's business
 REMEMBERED_MAX = 16_384  # a program's frames repeat: remembering them is most of the known path's speed
 NAME_CHARS_MAX = 512
-CYCLE_SHARE = 4
+CYCLE_SHARE = 2
 LAMBDA = "<lambda>"
 ANONYMOUS = "<anonymous>"
 MINIFIED = "<min>"
@@ -184,12 +184,10 @@ def file_name(path: str) -> str:
     return _CHUNK_NUMBER.sub("*", normalise_file(text))
 
 
-@lru_cache(REMEMBERED_MAX)
 def _is_bundle(path: str) -> bool:
     return _BUNDLE.search(_QUERY.sub("", path)) is not None
 
 
-@lru_cache(REMEMBERED_MAX)
 def _place(module: str, file: str, function: str, minified: bool) -> str:
     if module and _PLUMBING_MODULE.search(module):
         return ""
@@ -209,16 +207,18 @@ def _place(module: str, file: str, function: str, minified: bool) -> str:
 
 def place(frame: StackFrame) -> str:
     """Where the frame is, as `module:function` or `file:function`; empty for plumbing."""
-    minified = bool(frame.file) and (
-        _is_bundle(frame.file)
-        or (
-            frame.column is not None
-            and frame.column >= MINIFIED_COLUMN_MIN
-            and (frame.line or 0) <= MINIFIED_LINE_MAX
-            and _JS.search(frame.file) is not None
-        )
-    )
-    return _place(frame.module, frame.file, frame.function, minified)
+    return place_of(frame.module, frame.file, frame.function, far_right=is_far_right(frame))
+
+
+def is_far_right(frame: StackFrame) -> bool:
+    """Whether the frame is at the top and far to the right of its file, as only in a bundle."""
+    return frame.column is not None and frame.column >= MINIFIED_COLUMN_MIN and (frame.line or 0) <= MINIFIED_LINE_MAX
+
+
+@lru_cache(REMEMBERED_MAX)
+def place_of(module: str, file: str, function: str, *, far_right: bool = False) -> str:
+    """As `place`, from a frame's parts."""
+    return _place(module, file, function, bool(file) and (_is_bundle(file) or (far_right and _JS.search(file) is not None)))
 
 
 def tells(place: str) -> bool:

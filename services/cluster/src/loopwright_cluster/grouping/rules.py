@@ -11,7 +11,7 @@ from functools import lru_cache
 from loopwright_common.contracts.configuration import FINGERPRINT_VARIABLE, FingerprintRule, FrameRule, GroupingConfig
 from loopwright_common.contracts.signals import Signal, StackFrame
 
-from loopwright_cluster.grouping.frames import is_foreign
+from loopwright_cluster.grouping.frames import is_far_right, is_foreign, place, place_of
 
 FRAMES_REMEMBERED_MAX = 8_192  # places of frames, for each project with frame rules
 DEFAULT = "default"
@@ -73,7 +73,8 @@ class Rules:
     def __init__(self, config: GroupingConfig) -> None:
         self._fingerprints = [_Fingerprint(rule) for rule in config.fingerprints]
         self._frames = [(_Frames(rule), rule.action) for rule in config.frames]
-        self.standing = lru_cache(FRAMES_REMEMBERED_MAX)(self._standing) if self._frames else _usual
+        # Asked for every frame of every signal: remembered, or the frames would be most of what a known fingerprint costs.
+        self._own = lru_cache(FRAMES_REMEMBERED_MAX)(self._own_place)
 
     def given(self, signal: Signal, types: Sequence[str], frames: Sequence[StackFrame]) -> Given | None:
         """The fingerprint that the first matching rule gives, or None."""
@@ -83,16 +84,32 @@ class Rules:
                 return Given(rule.fingerprint, rule.name or ", ".join(rule.fingerprint))
         return None
 
-    def _standing(self, module: str, file: str, function: str, in_app: bool) -> str:
-        found = _usual(module, file, function, in_app)
+    def own_places(self, frames: Sequence[StackFrame]) -> list[str]:
+        """The places of the frames that are the product's own, in order; plumbing as an empty text."""
+        own = self._own
+        found = (own(frame.module, frame.file, frame.function, frame.in_app, is_far_right(frame)) for frame in frames)
+        return [item for item in found if item is not None]
+
+    def all_places(self, frames: Sequence[StackFrame]) -> list[str]:
+        """The places of all frames that are not ignored."""
+        return [place(frame) for frame in frames if self.standing(frame.module, frame.file, frame.function, frame.in_app) != "ignore"]
+
+    def _own_place(self, module: str, file: str, function: str, in_app: bool, far_right: bool) -> str | None:
+        if self.standing(module, file, function, in_app) != "in_app":
+            return None
+        return place_of(module, file, function, far_right=far_right)
+
+    def standing(self, module: str, file: str, function: str, in_app: bool) -> str:
+        """What a frame is to the grouping: in_app, not_in_app or ignore."""
+        found = _usual(module, file, in_app)
         for patterns, action in self._frames:
             if patterns.match(module, file, function):
                 found = action
         return found
 
 
-def _usual(module: str, file: str, function: str, in_app: bool) -> str:
-    """in_app, not_in_app or ignore. What is known to be a runtime's or a package's is not the product's own, whatever its sender says."""
+def _usual(module: str, file: str, in_app: bool) -> str:
+    """What is known to be a runtime's or a package's is not the product's own, whatever its sender says."""
     return "in_app" if in_app and not is_foreign(module, file) else "not_in_app"
 
 
