@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 from loopwright_cli.demo import SHOP_PORT_OFFSET, Demo
 from rich.console import Console
@@ -67,6 +68,14 @@ class ClusterDemo(Demo):
         project["repositories"][0].pop("source")
         project["services"][0]["health_checks"][0]["url"] = f"{self.probed}/health/checkout"
         return project
+
+    def _key(self, scopes: list[str], service: str) -> dict[str, Any]:
+        """A DSN names ingest as the cluster's clients reach it; the shop here takes the forwarded port."""
+        key = super()._key(scopes, service)
+        if key.get("dsn"):
+            there = urlsplit(key["dsn"])
+            key["dsn"] = urlunsplit(there._replace(netloc=f"{there.username}@127.0.0.1:{self.reached.ports['ingest']}"))
+        return key
 
     def _seed(self, source: Path) -> None:
         """A person pushes the history to the forge, which is in the cluster and cannot read this machine's folders."""
