@@ -330,6 +330,16 @@ def test_a_sandbox_reaches_the_broker_and_nothing_else_and_nothing_reaches_it(ca
     assert {flow for flow in found if "sandbox" in flow[:2]} == {("sandbox", "pr-agent", 8414)}
 
 
+def test_servers_without_services_are_open_to_the_migration_alone() -> None:
+    """As in a restore. An empty list of peers would open them to all; and the upgrade that brings the gateway begins with its Job."""
+    names = ("gateway", "ingest", "cluster", "investigator", "prAgent", "measure")
+    servers = render({name: {"enabled": False} for name in names} | {"tests": {"enabled": False}})
+    migration = [item for item in render() if item["kind"] == "Job"]
+    policies = named(render(), "NetworkPolicy", "-migration")
+    found = {flow for flow in flows([*servers, *migration, policies]) if "sandbox" not in flow[:2]}  # its namespace is pr-agent's
+    assert found == {("migration", "postgresql", 5432), ("migration", "dns", 53), ("forge", "dns", 53)}
+
+
 def test_the_evaluation_tells_policies_apart(rendered: dict[str, list[Manifest]]) -> None:
     """Without policies everything passes; with one ingress rule more, exactly that flow is added."""
     open_world = [item for item in rendered["everything"] if item["kind"] != "NetworkPolicy"]

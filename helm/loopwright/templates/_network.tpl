@@ -36,7 +36,8 @@ our own) and what they go to; servers by name and port, and who may come. The te
 {{- if .Values.bundled.nats.enabled -}}
 {{- $servers = append $servers (dict "component" "nats" "port" 4222 "from" $ofBus) -}}
 {{- end -}}
-{{- if and .Values.bundled.postgresql.enabled .Values.gateway.enabled -}}
+{{- /* Also without the gateway: the upgrade that brings it begins with the migration. */ -}}
+{{- if .Values.bundled.postgresql.enabled -}}
 {{- $servers = append $servers (dict "component" "postgresql" "port" 5432 "from" (list "gateway" "migration")) -}}
 {{- end -}}
 {{- if and (eq .Values.vectors.mode "bundled") .Values.cluster.enabled -}}
