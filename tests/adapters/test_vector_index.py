@@ -3,13 +3,15 @@
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from loopwright_cluster.adapters.qdrant_edge import IndexInUse, QdrantEdgeIndex
 from loopwright_cluster.adapters.qdrant_server import QdrantServerIndex
 from loopwright_cluster.domain import Exemplar
-from loopwright_cluster.ports import Where
+from loopwright_cluster.grouping.lexicon import term_index
+from loopwright_cluster.ports import Hybrid, Where
 from loopwright_common.errors import Unavailable
 from qdrant_client import AsyncQdrantClient
 
@@ -54,6 +56,39 @@ async def test_the_nearest_exemplar_comes_first_and_comes_back_whole(index):
 async def test_an_empty_index_has_no_neighbours(index):
     assert await index.nearest("shop", axis(1), limit=5) == []
     assert await index.count() == 0
+
+
+async def test_a_hybrid_search_finds_what_only_the_words_have_in_common_and_says_how_near_its_meaning_is(index):
+    near = replace(exemplar("near"), title="nothing shared", body="")
+    words = replace(exemplar("words"), title="the frobnicator stalls", body="when it rains")
+    neither = replace(exemplar("neither"), title="quite another thing", body="")
+    await index.upsert([near, words, neither], np.stack([axis(1), axis(0, 1), axis(0, 0, 1)]))
+    query = Hybrid(axis(1, 0.1), ({term_index("frobnicator"): 3.0},))
+
+    matches = await index.hybrid("shop", query, 1)
+
+    assert [match.exemplar for match in matches] == [near, words]
+    assert matches[1].similarity == pytest.approx(0.0995, abs=1e-3)
+
+
+async def test_a_hybrid_search_keeps_within_its_project_and_bounds(index):
+    there = replace(exemplar("a", kind="ticket"), title="frobnicator")
+    other_kind = replace(exemplar("b", kind="alert"), title="frobnicator")
+    other_project = replace(exemplar("c", project="bank", kind="ticket"), title="frobnicator")
+    await index.upsert([there, other_kind, other_project], np.stack([axis(1)] * 3))
+
+    matches = await index.hybrid("shop", Hybrid(axis(1), ({term_index("frobnicator"): 1.0}, {})), 10, Where(kind="ticket"))
+
+    assert [match.exemplar for match in matches] == [there]
+
+
+async def test_all_exemplars_of_a_project_can_be_read_back_to_a_limit(index):
+    mine = [exemplar(f"m{number}") for number in range(5)]
+    await index.upsert([*mine, exemplar("theirs", project="bank")], np.stack([axis(1)] * 6))
+
+    assert sorted(item.fingerprint for item in await index.exemplars("shop", 100)) == [f"fp-m{number}" for number in range(5)]
+    assert len(await index.exemplars("shop", 3)) == 3
+    assert await index.exemplars("nowhere", 10) == []
 
 
 async def test_one_project_never_sees_another(index):
@@ -210,7 +245,7 @@ async def test_an_unreadable_embedded_index_is_set_aside_and_made_anew(tmp_path)
     first = QdrantEdgeIndex(tmp_path / "vectors", DIMENSIONS)
     await first.upsert([exemplar("a")], np.stack([axis(1)]))
     await first.close()
-    for path in (tmp_path / "vectors" / "shard").rglob("*"):
+    for path in (tmp_path / "vectors" / "shard-hybrid").rglob("*"):
         if path.is_file():
             path.write_bytes(b"\x00garbage")
 
@@ -220,4 +255,4 @@ async def test_an_unreadable_embedded_index_is_set_aside_and_made_anew(tmp_path)
     await second.upsert([exemplar("b")], np.stack([axis(1)]))
     assert await second.count() == 1
     await second.close()
-    assert list((tmp_path / "vectors").glob("shard.unreadable-*"))
+    assert list((tmp_path / "vectors").glob("shard-hybrid.unreadable-*"))

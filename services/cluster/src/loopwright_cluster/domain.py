@@ -17,7 +17,8 @@ class Exemplar:
     """The signal that stands for a fingerprint: what later signals are compared with, and all that is needed to index it again.
 
     ``anchors`` are the names it speaks of (functions, routes, exception types, words) with their weight 0..1; ``frames`` are its
-    normalised in-app stack frames, innermost last; ``text`` is what was embedded; ``occurred_at`` is in epoch seconds.
+    normalised in-app stack frames, innermost last; ``text`` is what was embedded; ``body`` is the beginning of what was written, as it was
+    written; ``occurred_at`` is in epoch seconds.
     """
 
     project: str
@@ -35,6 +36,7 @@ class Exemplar:
     explicit: bool = False
     anchors: Mapping[str, float] = field(default_factory=dict)
     frames: tuple[str, ...] = ()
+    body: str = ""
 
     @property
     def point_id(self) -> str:
@@ -64,6 +66,7 @@ class Exemplar:
             "tokens": sorted(self.anchors),
             "weights": [self.anchors[name] for name in sorted(self.anchors)],
             "frames": list(self.frames),
+            "body": self.body,
         }
 
     @classmethod
@@ -85,6 +88,7 @@ class Exemplar:
             explicit=payload["explicit"],
             anchors=dict(zip(payload["tokens"], payload["weights"], strict=True)),
             frames=tuple(payload["frames"]),
+            body=payload.get("body", ""),  # records of before it was kept have none
         )
 
 

@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from loopwright_cluster.domain import Exemplar, Match
+from loopwright_cluster.grouping.lexicon import Sparse, stored_vector
+from loopwright_cluster.grouping.wording import read
 
 Vectors = npt.NDArray[np.float32]
 
@@ -57,6 +59,19 @@ class Where:
 ANYWHERE = Where()
 
 
+@dataclass(frozen=True)
+class Hybrid:
+    """A search by meaning and by words at once: ``dense`` of unit length, and one search for each of the ``sparse`` queries."""
+
+    dense: npt.NDArray[np.float32]
+    sparse: tuple[Sparse, ...]
+
+
+def sparse_of(exemplar: Exemplar) -> Sparse:
+    """The sparse vector an index keeps for an exemplar."""
+    return stored_vector(read(exemplar.title, exemplar.body))
+
+
 class VectorIndex(Protocol):
     """Exemplars by the similarity of their text. It can always be rebuilt from the fingerprint map, so it is never the only copy."""
 
@@ -66,6 +81,14 @@ class VectorIndex(Protocol):
 
     async def nearest(self, project: str, vector: npt.NDArray[np.float32], limit: int, where: Where = ANYWHERE) -> list[Match]:
         """The most similar exemplars of a project, best first; exact, not approximate."""
+        ...
+
+    async def hybrid(self, project: str, query: Hybrid, limit_each: int, where: Where = ANYWHERE) -> list[Match]:
+        """What any of the searches has among its first ``limit_each``, each with its cosine to ``query.dense``, best first."""
+        ...
+
+    async def exemplars(self, project: str, limit: int) -> list[Exemplar]:
+        """The project's exemplars in no particular order, ``limit`` at most: what word statistics are made anew from."""
         ...
 
     async def spread(self, project: str, tokens: Sequence[str]) -> Mapping[str, frozenset[str]]:

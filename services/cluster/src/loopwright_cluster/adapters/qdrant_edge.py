@@ -22,9 +22,13 @@ import structlog
 from loopwright_common.errors import Permanent
 
 from loopwright_cluster.domain import Exemplar, Match
-from loopwright_cluster.ports import ANYWHERE, SPREAD_MAX, Vectors, Where
+from loopwright_cluster.grouping.lexicon import Sparse
+from loopwright_cluster.ports import ANYWHERE, SPREAD_MAX, Hybrid, Vectors, Where, sparse_of
 
 VECTOR_NAME = "dense"
+SPARSE_NAME = "words"
+LAYOUT = "shard-hybrid"  # another name with every change of what a point holds: the new folder is filled from the fingerprint records
+SCROLL_PAGE = 1_000
 KEYWORD_FIELDS = ("project", "report", "kind", "service", "tokens")
 # Far above what a shard holds (in KB): no HNSW graph is ever due, since exact scans are quick enough and give the same answer every time.
 INDEXING_THRESHOLD_KB = 1_000_000_000
@@ -50,7 +54,7 @@ class QdrantEdgeIndex:
             raise IndexInUse(f"{folder} is open in another process; stop it, or use a Qdrant server for more than one replica") from error
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="qdrant-edge")
         try:
-            self._shard = self._thread.submit(_open, folder / "shard", dimensions).result()
+            self._shard = self._thread.submit(_open, folder / LAYOUT, dimensions).result()
         except BaseException:
             self._thread.shutdown()
             self._lock.close()
@@ -58,7 +62,7 @@ class QdrantEdgeIndex:
 
     async def upsert(self, exemplars: Sequence[Exemplar], vectors: Vectors) -> None:
         points = [
-            engine.Point(exemplar.point_id, {VECTOR_NAME: row.tolist()}, exemplar.to_payload())
+            engine.Point(exemplar.point_id, {VECTOR_NAME: row.tolist(), SPARSE_NAME: _sparse(sparse_of(exemplar))}, exemplar.to_payload())
             for exemplar, row in zip(exemplars, vectors, strict=True)
         ]
         if points:
@@ -74,6 +78,36 @@ class QdrantEdgeIndex:
         )
         points = await self._call(lambda: self._shard.query(request))
         return [Match(Exemplar.from_payload(point.payload or {}), round(point.score, 4)) for point in points]
+
+    async def hybrid(self, project: str, query: Hybrid, limit_each: int, where: Where = ANYWHERE) -> list[Match]:
+        chosen, exact = _filter(project, where), engine.SearchParams(exact=True)
+        near = engine.Query.Nearest(query.dense.tolist(), using=VECTOR_NAME)
+        found = [engine.Prefetch(limit_each, query=near, params=exact, filter=chosen)]
+        found += [
+            engine.Prefetch(limit_each, query=engine.Query.Nearest(_sparse(words), using=SPARSE_NAME), filter=chosen)
+            for words in query.sparse
+            if words
+        ]
+        # Fused by the vectors themselves: everything that one of the searches found, with its cosine, which the matcher wants anyway.
+        request = engine.QueryRequest(limit=limit_each * len(found), query=near, prefetches=found, with_payload=True, params=exact)
+        points = await self._call(lambda: self._shard.query(request))
+        return [Match(Exemplar.from_payload(point.payload or {}), round(point.score, 4)) for point in points]
+
+    async def exemplars(self, project: str, limit: int) -> list[Exemplar]:
+        chosen = engine.Filter(must=[_is("project", project)])
+
+        def read() -> list[Exemplar]:
+            found: list[Exemplar] = []
+            offset = None
+            while len(found) < limit:
+                request = engine.ScrollRequest(limit=min(SCROLL_PAGE, limit - len(found)), offset=offset, filter=chosen, with_payload=True)
+                points, offset = self._shard.scroll(request)
+                found += [Exemplar.from_payload(point.payload or {}) for point in points]
+                if offset is None:
+                    break
+            return found
+
+        return await self._call(read)
 
     async def spread(self, project: str, tokens: Sequence[str]) -> Mapping[str, frozenset[str]]:
         def collect() -> dict[str, frozenset[str]]:
@@ -129,6 +163,7 @@ class QdrantEdgeIndex:
 def _open(folder: Path, dimensions: int) -> engine.EdgeShard:
     config = engine.EdgeConfig(
         vectors={VECTOR_NAME: engine.EdgeVectorParams(size=dimensions, distance=engine.Distance.Cosine)},
+        sparse_vectors={SPARSE_NAME: engine.EdgeSparseVectorParams()},
         optimizers=engine.EdgeOptimizersConfig(indexing_threshold=INDEXING_THRESHOLD_KB),
         max_search_threads=1,  # one project's decisions come one after another; more threads would take cores from the other services
     )
@@ -137,7 +172,7 @@ def _open(folder: Path, dimensions: int) -> engine.EdgeShard:
             return engine.EdgeShard.load(str(folder), config)
         except Exception as error:
             # Half made when the power went, or of another engine version. The fingerprint map holds all that is needed to fill a new one.
-            aside = folder.with_name(f"shard.unreadable-{time.time_ns()}")
+            aside = folder.with_name(f"{folder.name}.unreadable-{time.time_ns()}")
             log.warning("vector_index_unreadable", folder=str(folder), kept_as=str(aside), error=str(error))
             folder.rename(aside)
     folder.mkdir(parents=True, exist_ok=True)
@@ -147,6 +182,10 @@ def _open(folder: Path, dimensions: int) -> engine.EdgeShard:
     shard.update(engine.UpdateOperation.create_field_index("occurred_at", engine.PayloadSchemaType.Float))
     shard.flush()
     return shard
+
+
+def _sparse(words: Sparse) -> Any:
+    return engine.SparseVector(list(words), list(words.values()))
 
 
 def _is(key: str, value: str) -> engine.FieldCondition:

@@ -12,9 +12,13 @@ from qdrant_client import AsyncQdrantClient, models
 from qdrant_client.http.exceptions import ApiException, ResponseHandlingException
 
 from loopwright_cluster.domain import Exemplar, Match
-from loopwright_cluster.ports import ANYWHERE, SPREAD_MAX, Vectors, Where
+from loopwright_cluster.grouping.lexicon import Sparse
+from loopwright_cluster.ports import ANYWHERE, SPREAD_MAX, Hybrid, Vectors, Where, sparse_of
 
 VECTOR_NAME = "dense"
+SPARSE_NAME = "words"
+LAYOUT = "_hybrid"  # another name with every change of what a point holds: the new collection is filled from the fingerprint records
+SCROLL_PAGE = 1_000
 KEYWORD_FIELDS = ("project", "report", "kind", "service", "tokens")
 
 
@@ -28,11 +32,13 @@ class QdrantServerIndex:
     @classmethod
     async def open(cls, client: AsyncQdrantClient, collection: str, dimensions: int) -> QdrantServerIndex:
         """The index, its collection made when it is not there."""
+        collection += LAYOUT
         try:
             if not await client.collection_exists(collection):
                 await client.create_collection(
                     collection,
                     vectors_config={VECTOR_NAME: models.VectorParams(size=dimensions, distance=models.Distance.COSINE)},
+                    sparse_vectors_config={SPARSE_NAME: models.SparseVectorParams()},
                 )
             for name in KEYWORD_FIELDS:
                 await client.create_payload_index(collection, name, models.PayloadSchemaType.KEYWORD, wait=True)
@@ -43,7 +49,11 @@ class QdrantServerIndex:
 
     async def upsert(self, exemplars: Sequence[Exemplar], vectors: Vectors) -> None:
         points = [
-            models.PointStruct(id=exemplar.point_id, vector={VECTOR_NAME: row.tolist()}, payload=exemplar.to_payload())
+            models.PointStruct(
+                id=exemplar.point_id,
+                vector={VECTOR_NAME: row.tolist(), SPARSE_NAME: _sparse(sparse_of(exemplar))},
+                payload=exemplar.to_payload(),
+            )
             for exemplar, row in zip(exemplars, vectors, strict=True)
         ]
         if points:
@@ -60,6 +70,38 @@ class QdrantServerIndex:
             search_params=models.SearchParams(exact=True),
         )
         return [Match(Exemplar.from_payload(point.payload or {}), round(point.score, 4)) for point in answer.points]
+
+    async def hybrid(self, project: str, query: Hybrid, limit_each: int, where: Where = ANYWHERE) -> list[Match]:
+        chosen, exact = _filter(project, where), models.SearchParams(exact=True)
+        dense = query.dense.tolist()
+        found = [models.Prefetch(query=dense, using=VECTOR_NAME, limit=limit_each, filter=chosen, params=exact)]
+        found += [
+            models.Prefetch(query=_sparse(words), using=SPARSE_NAME, limit=limit_each, filter=chosen) for words in query.sparse if words
+        ]
+        # Fused by the vectors themselves: everything that one of the searches found, with its cosine, which the matcher wants anyway.
+        answer = await self._ask(
+            "query_points",
+            prefetch=found,
+            query=dense,
+            using=VECTOR_NAME,
+            limit=limit_each * len(found),
+            with_payload=True,
+            search_params=exact,
+        )
+        return [Match(Exemplar.from_payload(point.payload or {}), round(point.score, 4)) for point in answer.points]
+
+    async def exemplars(self, project: str, limit: int) -> list[Exemplar]:
+        chosen = models.Filter(must=[_is("project", project)])
+        found: list[Exemplar] = []
+        offset = None
+        while len(found) < limit:
+            records, offset = await self._ask(
+                "scroll", scroll_filter=chosen, limit=min(SCROLL_PAGE, limit - len(found)), offset=offset, with_payload=True
+            )
+            found += [Exemplar.from_payload(record.payload or {}) for record in records]
+            if offset is None:
+                break
+        return found
 
     async def spread(self, project: str, tokens: Sequence[str]) -> Mapping[str, frozenset[str]]:
         found = {}
@@ -100,6 +142,10 @@ class QdrantServerIndex:
 
 def _unavailable(error: Exception) -> Unavailable:
     return Unavailable(f"the Qdrant server did not do as asked ({type(error).__name__}: {error}); see LOOPWRIGHT_CLUSTER_QDRANT_URL")
+
+
+def _sparse(words: Sparse) -> models.SparseVector:
+    return models.SparseVector(indices=list(words), values=list(words.values()))
 
 
 def _is(key: str, value: str) -> models.FieldCondition:

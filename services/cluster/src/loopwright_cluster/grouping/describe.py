@@ -8,6 +8,7 @@ from loopwright_cluster.domain import Exemplar
 from loopwright_cluster.grouping.anchors import anchors_of
 from loopwright_cluster.grouping.fingerprints import Fingerprint, in_app_frames, stack_of
 from loopwright_cluster.grouping.normalise import parameterise
+from loopwright_cluster.grouping.wording import TEXT_CHARS_MAX as WORDING_CHARS_MAX
 
 BODY_CHARS_MAX = 800  # with the title about 256 tokens, which is what the embedding reads
 TEXT_CHARS_MAX = 1_200
@@ -48,4 +49,5 @@ def describe(signal: Signal, found: Fingerprint) -> Exemplar:
         explicit=found.explicit,
         anchors=anchors_of(signal),
         frames=in_app_frames(signal)[-FRAMES_KEPT:],
+        body=signal.body[:WORDING_CHARS_MAX],
     )
