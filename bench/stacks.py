@@ -262,7 +262,7 @@ def rendered(problem: Problem, look: Look) -> list[Frame]:
     for number, call in enumerate(problem.calls):
         if problem.runaway and number >= len(problem.calls) - 2:
             continue
-        frames.extend(frame(problem, look, call) for _ in range(look.depth if call.recursive else 1))
+        frames.extend(frame(problem, look, call) for _ in range(min(look.depth, 9) if call.recursive else 1))
         if problem.language == "python" and call.own and call.name[0] in "fl" and look.counters % 2:
             # Up to Python 3.11 a comprehension has a frame of its own.
             made = frame(problem, look, call)

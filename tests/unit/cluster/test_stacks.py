@@ -5,7 +5,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from loopwright_cluster.grouping.fingerprints import alternatives, fingerprint, stack_of
 from loopwright_cluster.grouping.frames import collapse, cycle, file_name, function_name, is_foreign, place
-from loopwright_cluster.grouping.traces import causes, frame_of, parse
+from loopwright_cluster.grouping.traces import causes, frame_of, parse, titled
 from loopwright_common.contracts.signals import Signal, StackFrame
 
 law = settings(deadline=None)  # the machine that runs the tests may be busy
@@ -346,6 +346,35 @@ def test_a_trace_that_comes_as_text_is_read(text, types, places):
 )
 def test_a_single_frame_is_read_in_any_notation(line, expected):
     assert place(frame_of(line)) == expected
+
+
+@pytest.mark.parametrize(
+    ("title", "type_"),
+    [
+        ("shop.errors.PaymentFailed: no card", "shop.errors.PaymentFailed"), ("KeyError", "KeyError"),
+        ("Uncaught TypeError: x", "TypeError"),
+        ("Exception in thread \"main\" java.lang.Error: x", "java.lang.Error"), ("panic: boom", "panic"),
+        ("cannot pay: no card", ""), ("Foo bar: x", ""),
+    ],
+)  # fmt: skip
+def test_the_type_is_read_from_a_title(title, type_):
+    assert titled(title) == type_
+
+
+def test_an_exception_of_a_sender_that_writes_lines_is_the_same_at_another_line():
+    def told(line, title="java.lang.IllegalStateException: order 17", **more):
+        frames = [
+            "java.lang.Thread.run(Thread.java:829)",
+            "com.acme.App.lambda$main$0(App.java:9)",
+            f"com.acme.Order.total(Order.java:{line})",
+        ]
+        return exception([{"function": frame} for frame in frames], exception_type="", exception_value=title, title=title, **more)
+
+    first = fingerprint(told(12))
+    assert first.parts[2:] == ("IllegalStateException", "com.acme.App:main<lambda>", "com.acme.Order:total")
+    assert first.key == fingerprint(told(99, "java.lang.IllegalStateException: order 4")).key
+    wrapped = told(12, "com.acme.Failed: sorry", body="com.acme.Failed: sorry\nCaused by: java.lang.IllegalStateException: order 17")
+    assert first.key == fingerprint(wrapped).key != fingerprint(told(12, "java.lang.ArithmeticException: / by zero")).key
 
 
 def test_what_happened_while_another_error_was_handled_is_a_problem_of_its_own():

@@ -36,6 +36,7 @@ VOLATILE_LABELS = words("volatile_labels")
 CHECK_LABELS = ("check", "check_name", "health_check", "monitor", "probe", "name")
 TARGET_LABELS = ("target", "url", "endpoint", "path", "route")
 GO_RUNTIME_ERROR = "runtime error: "
+DIRECT_CAUSE = "was the direct cause of the following exception"  # Python's words
 CHAIN_LABEL = "exception.chain"  # from the one that surfaced to the root cause, as the ingest writes it
 # Recursion without end stops where the stack is full, which is chance: only the circle says what is wrong.
 RUNAWAY_TYPES = frozenset(
@@ -200,22 +201,43 @@ def stack_of(signal: Signal) -> Stack:
         types, said = _types(signal), signal.exception_value or signal.title
         read = traces.parse(signal.body) if not signal.frames and "\n" in signal.body else None
         if read is None:
-            return Stack(types, said, signal.frames)
+            return Stack(types, said, _told_apart(signal.frames))
         return Stack(read.types or types, read.messages[-1] if read.messages else said, read.frames)
     if "\n" in signal.body and signal.kind in (SignalKind.EXCEPTION, SignalKind.LOG, SignalKind.CUSTOM):
         read = traces.parse(signal.body)
         if read is not None:
             return Stack(read.types, read.messages[-1] if read.messages else signal.title, read.frames)
-    return Stack((), signal.title, ())
+    return Stack(_types(signal) if signal.kind is SignalKind.EXCEPTION else (), signal.title, ())
+
+
+def _told_apart(frames: tuple[StackFrame, ...]) -> tuple[StackFrame, ...]:
+    """Frames of senders that write each as one line of text, `com.acme.Order.total(Order.java:12)`, taken apart."""
+    if not frames or frames[-1].file or frames[-1].module:
+        return frames
+    return tuple(
+        frame if frame.file or frame.module or frame.function.isidentifier() else _apart(frame.function, frame.in_app) for frame in frames
+    )
+
+
+@lru_cache(KEYS_REMEMBERED_MAX)
+def _apart(text: str, in_app: bool) -> StackFrame:
+    found = traces.frame_of(text)
+    return found if in_app else found.model_copy(update={"in_app": False})
 
 
 def _types(signal: Signal) -> tuple[str, ...]:
-    """The chain of types that the sender told of: in a label, or in words below its message."""
+    """The chain of types that the sender told of: in fields, in its title, or in words below its message."""
     chain = signal.labels.get(CHAIN_LABEL)
     if chain and chain.startswith(signal.exception_type[:80]):
         return tuple(chain.split(" <- "))
-    causes = traces.causes(signal.body) if "aused by" in signal.body else ()
-    return (signal.exception_type, *causes) if signal.exception_type else causes
+    surfaced = signal.exception_type or traces.titled(signal.exception_value) or traces.titled(signal.title)
+    causes: tuple[str, ...] = ()
+    if "aused by" in signal.body:
+        causes = traces.causes(signal.body)
+    elif DIRECT_CAUSE in signal.body:
+        read = traces.parse(signal.body)
+        causes = read.types[1:] if read is not None else ()
+    return (surfaced, *causes) if surfaced else causes
 
 
 def _exception(signal: Signal, stack: Stack, rules: Rules) -> Fingerprint:

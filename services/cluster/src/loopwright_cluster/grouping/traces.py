@@ -71,6 +71,10 @@ _FILE_FUNCTION = re.compile(
     rf"^({_SOURCE})(?::(\d{{1,8}}))?(?::\d{{1,8}})?(?::([^\d\s:][^\s:]{{0,200}}))?(?::\d{{1,8}})?(?:\s([^\s:]{{1,200}}))?$"
 )
 _GO_NAME = re.compile(r"/[\w.-]{1,100}\.|\(\*\w|\.func\d|\$\$Lambda")
+_TITLED = re.compile(
+    r"^(?:Uncaught |Unhandled exception[.:]? |Unhandled \w{1,20}: |Exception in thread \"[^\"]{0,200}\" |\(in promise\) ){0,2}"
+    r"((?:[A-Za-z_][\w$]{0,100}(?:\.|::|\\)){0,12}[A-Z][\w$]{1,120}|panic|fatal error)(?=: |:?$)"
+)
 _CAUSED_BY = re.compile(r"^.{0,200}?[Cc]aused by:? ((?:[A-Za-z_][\w$]{0,100}[.:\\]{1,2}){0,12}[A-Z][\w$]{1,120})(?=:|$|\s)")
 _RUBY_HINT = re.compile(r":\d{1,8}:in [`']")
 _JVM_HINT = re.compile(r"\(\w{1,120}\.(?:java|kts?|scala|groovy|clj)(?::|\))|\(Native Method\)|\(Unknown Source")
@@ -144,6 +148,12 @@ def frame_of(text: str) -> StackFrame:
     return (
         _frame("", function, module=module) if module and function and " " not in name and not _GO_NAME.search(name) else _frame("", name)
     )
+
+
+def titled(text: str) -> str:
+    """The type in a title such as `shop.errors.PaymentFailed: no card`, or nothing."""
+    found = _TITLED.match(text[:LINE_CHARS_MAX])
+    return found[1] if found else ""
 
 
 def causes(text: str) -> tuple[str, ...]:
