@@ -181,17 +181,15 @@ def schema_of(value: Any, path: list[str], told: dict[str, str]) -> dict[str, An
 
 
 def settings_of(key: str) -> dict[str, Any]:
-    """The settings a service takes by name, and what each is for."""
+    """The settings a service takes by name."""
     if key == "defaults":
         module, name = "loopwright_common.settings", "ServiceSettings"
     else:
         module, name = SERVICES[key]
     declared = getattr(import_module(module), name).model_fields
     taken = DECIDED[""] | DECIDED.get(key, set())
+    # By name alone: what each is for, and its limits, are told by the service's --help and checked at its start.
     known = {field: {"type": ["string", "number", "boolean"]} for field in declared if field not in taken}
-    for field, schema in known.items():
-        if declared[field].description:
-            schema["description"] = declared[field].description
     return {"type": "object", "properties": known, "additionalProperties": False}
 
 
