@@ -53,7 +53,9 @@ _FOREIGN_MODULE = re.compile(
 
 _SIGNATURE = re.compile(r"(?<=[\w>$\]])\((?!\*)[^()]{0,400}(?:\([^()]{0,200}\)[^()]{0,200}){0,8}\).{0,64}$")
 _ARITY = re.compile(r"`\d{1,3}(?:\[[^\]]{0,256}\])?")
-_CLONE = re.compile(r"\s?\[(?:clone|as|inlined)[^\]]{0,128}\]|\.(?:isra|constprop|part|cold|llvm|lto_priv)(?:\.\d{1,20})?\b|\[\.\.\.\]")
+_CLONE = re.compile(
+    r"\s?\[(?:clone|as|inlined)[^\]]{0,128}\]|\$VARIANT\$\w{1,16}\b|\.(?:isra|constprop|part|cold|llvm|lto_priv)(?:\.\d{1,20})?\b|\[\.\.\.\]"
+)
 _ADDRESS = re.compile(r"(?:::h[0-9a-f]{16}\b|@?\b0x[0-9a-fA-F]{1,16}\b|\+0x[0-9a-fA-F]{1,16})")
 _DOTNET = (
     (re.compile(r"[.+]?<>c(?:__DisplayClass\d{1,6}(?:_\d{1,6})?)?(?:`\d{1,3})?(?=[.+]|$)"), ""),
@@ -110,7 +112,8 @@ _OTHERS = (
     (re.compile(r"(?<=lambda)[-_$]?\d{1,9}\b|(?<=closure)[-_$#]?\d{1,9}\b|(?<=anonymous)[-_$#]?\d{1,9}\b"), ""),
 )
 _NAMELESS = re.compile(
-    r"^(?:|\?|<?\(?(?:anonymous|unknown|none|null)(?: (?:fn|function|closure))?\)?>?|anon|<lambda>|lambda|fn|\(\)|=>|\{anonymous\}"
+    r"^(?:|\?|<redacted>|_mh_execute_header"
+    r"|<?\(?(?:anonymous|unknown|none|null)(?: (?:fn|function|closure))?\)?>?|anon|<lambda>|lambda|fn|\(\)|=>|\{anonymous\}"
     r"|[\w$.]{1,64}\.(?:<anonymous>|\(anonymous(?: function)?\)|anonymous)|eval|<eval>|eval code)$",
     re.IGNORECASE,
 )
@@ -130,7 +133,7 @@ def function_name(name: str) -> str:
     if text.isidentifier() and text.isalpha() and text.islower() and len(text) > 9:
         return text  # nothing in it that anything below would change, nor a word for the nameless
     text = text.replace("<locals>.", "")
-    if "(" in text and not text.startswith("("):
+    if "(" in text and not text.startswith(("(", "-[", "+[")):
         text = _SIGNATURE.sub("", text)
     if "`" in text:
         text = _ARITY.sub("", text)
