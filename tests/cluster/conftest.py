@@ -49,6 +49,8 @@ def release(cluster: Cluster) -> Release:
         return Release(cluster)
     with contextlib.suppress(ClusterFailed):
         cluster.helm("uninstall", RELEASE, "--namespace", NAMESPACE, "--wait")
+        # What an earlier run left behind is not this release's to take up.
+        cluster.kubectl("-n", NAMESPACE, "delete", "persistentvolumeclaims", "--all", "--wait")
     made = Release(cluster)
     made.helm("install", str(CHART), "--create-namespace", "--wait", "--timeout", INSTALL_TIMEOUT)
     return made
