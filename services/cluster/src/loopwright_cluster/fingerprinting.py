@@ -1,31 +1,58 @@
-"""Fingerprints as the flow asks for them: with the project's rules as they stand and the templates of its log lines.
+"""Fingerprints as the flow asks for them: with the project's rules, the templates of its log lines, and the other keys of what is known.
 
-    found = fingerprinting.of(signal)                  # known? done
-    for other in fingerprinting.others(signal, found): # not known: under which other keys may it be?
-        ...                                            # the first that is known says the report; nothing is compared by meaning
-    await fingerprinting.save(project)                 # before the facts are told
+    found = fingerprinting.of(signal)                           # known? done
+    elsewhere = await fingerprinting.elsewhere(signal, found)   # not known: which known fingerprint is the same problem under another key?
+    fingerprinting.note(signal, found)                          # it is new, or joined: later ones may come by its other keys
+    await fingerprinting.save(project)                          # with the fingerprints' records, before the facts are told
 
-What is new is recorded under `found.key` and under each other key with `record`, all pointing to the same report, so that a later signal
-is found whichever way it comes.
+``note`` counts at once, for the signals that follow in the same batch, and is durable with ``save``.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+from loopwright_common.bus import Bus
 from loopwright_common.contracts.signals import Signal
 from loopwright_common.projects import Projects
 
-from loopwright_cluster.grouping.fingerprints import Alternative, Fingerprint, alternatives, fingerprint
+from loopwright_cluster.alias_records import AliasRecords
+from loopwright_cluster.grouping.fingerprints import Fingerprint, alternatives, fingerprint
 from loopwright_cluster.grouping.rules import NO_RULES, Rules
 from loopwright_cluster.template_records import TemplateRecords
 
+REACHED = "an earlier signal of the same problem, which a layer had wrapped or whose client did not tell its own frames, led to this key"
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """A fingerprint that may be known already, and why it is the same problem: a sentence for a person."""
+
+    fingerprint: str
+    reason: str
+
 
 class Fingerprinting:
-    """One for a process; ``projects`` None: no project has rules."""
+    """One for a process; ``projects`` None: no project has rules. ``start`` loads what was learned, ``stop`` ends following it."""
 
-    def __init__(self, templates: TemplateRecords, projects: Projects | None = None) -> None:
+    def __init__(self, templates: TemplateRecords, aliases: AliasRecords, projects: Projects | None = None) -> None:
         self._templates = templates
+        self._aliases = aliases
         self._projects = projects
         self._rules: dict[str, tuple[int, Rules]] = {}
+        self._noted: dict[str, dict[str, str]] = {}  # project -> other key -> fingerprint, until they are saved
+
+    @classmethod
+    async def open(cls, bus: Bus, projects: Projects | None = None) -> Fingerprinting:
+        """On this bus's buckets."""
+        return cls(await TemplateRecords.open(bus), await AliasRecords.open(bus), projects)
+
+    async def start(self) -> None:
+        """Load the templates and follow them. Raises TimeoutError."""
+        await self._templates.start()
+
+    async def stop(self) -> None:
+        await self._templates.stop()
 
     def rules(self, project: str) -> Rules:
         """The project's rules, compiled once for each revision of its configuration."""
@@ -43,10 +70,34 @@ class Fingerprinting:
         """The signal's fingerprint. Learns from log lines, so signals have to come in their order."""
         return fingerprint(signal, templates=self._templates.templates, rules=self.rules(signal.project))
 
-    def others(self, signal: Signal, found: Fingerprint) -> tuple[Alternative, ...]:
-        """The other keys to look under where ``found.key`` is not known, the surest first."""
-        return alternatives(signal, found, rules=self.rules(signal.project))
+    async def elsewhere(self, signal: Signal, found: Fingerprint) -> list[Elsewhere]:
+        """The fingerprints under which the same problem may be known, the surest first: for a fingerprint that is not known itself.
+
+        Whether one of them is, the caller looks up: an earlier version's key, say, is one only where that version saw the problem.
+        """
+        others = alternatives(signal, found, rules=self.rules(signal.project))
+        noted = self._noted.get(signal.project, {})
+        stored = await self._aliases.first(signal.project, [found.key, *(other.key for other in others)])
+        result: dict[str, Elsewhere] = {}
+        for key, reason in ((found.key, REACHED), *((other.key, other.reason) for other in others)):
+            for fingerprint_key in (noted.get(key), stored.get(key), key):
+                if fingerprint_key is not None and fingerprint_key != found.key:
+                    result.setdefault(fingerprint_key, Elsewhere(fingerprint_key, reason))
+        return list(result.values())
+
+    def note(self, signal: Signal, found: Fingerprint) -> None:
+        """Let the signal's other keys lead to its fingerprint, from now on."""
+        noted = self._noted.setdefault(signal.project, {})
+        for other in alternatives(signal, found, rules=self.rules(signal.project)):
+            if other.record:
+                noted.setdefault(other.key, found.key)
 
     async def save(self, project: str) -> None:
-        """Store what was learned; durable when it returns, and free when nothing was. Raises Conflict."""
+        """Store what was learned and noted; durable when it returns, and free when there is nothing. Raises Conflict."""
         await self._templates.save(project)
+        noted = self._noted.get(project)
+        if noted:
+            aliases = dict(noted)
+            await self._aliases.add(project, aliases)
+            for key in aliases:
+                noted.pop(key, None)
