@@ -6,7 +6,7 @@ import importlib
 import sys
 import time
 
-BENCHMARKS = ("raw", "ingest", "known_path", "stack", "logs", "stacks")
+BENCHMARKS = ("raw", "ingest", "throughput", "stack", "logs", "stacks")
 
 
 def main() -> None:

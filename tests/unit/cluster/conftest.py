@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from loopwright_cluster.adapters.qdrant_server import QdrantServerIndex
+from loopwright_cluster.costly import CostlyPath
 from loopwright_cluster.embedding.hashing import HashingEmbedding
 from loopwright_cluster.embedding.minilm import MiniLmEmbedding
 from loopwright_cluster.handlers import ProjectLocks, SignalGrouping
@@ -67,13 +68,14 @@ class Flow:
 
     def __init__(self, bus, embedding, index):
         self.bus, self.embedding, self.index = bus, embedding, index
+        self.new_per_minute = 0
         self.clock = FakeClock(START + timedelta(hours=1))
 
     async def restart(self, *, bus=None, index=None):
         bus, index = bus or self.bus, index or self.index
         self.records = await Records.open(bus)
         locks = ProjectLocks()
-        self.grouping = SignalGrouping(bus, self.records, self.embedding, index, self.clock, locks)
+        self.grouping = SignalGrouping(bus, self.records, self.embedding, index, self.clock, locks, CostlyPath(self.new_per_minute))
         self.regrouping = Regrouping(bus, self.records, index, locks)
         self.search = Search(self.records, self.embedding, index)
         return self

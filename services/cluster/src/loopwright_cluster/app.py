@@ -18,8 +18,10 @@ from loopwright_common.process import service_app
 
 from loopwright_cluster import api
 from loopwright_cluster.adapters.qdrant_edge import QdrantEdgeIndex
+from loopwright_cluster.costly import CostlyPath
 from loopwright_cluster.embedding.hashing import HashingEmbedding
 from loopwright_cluster.embedding.minilm import MiniLmEmbedding
+from loopwright_cluster.embedding.pool import EmbeddingPool
 from loopwright_cluster.handlers import ProjectLocks, SignalGrouping
 from loopwright_cluster.ports import Embedding, VectorIndex
 from loopwright_cluster.records import Records
@@ -36,7 +38,11 @@ log = structlog.get_logger()
 def open_embedding(settings: ClusterSettings) -> Embedding:
     """MiniLM from its folder, or the labelled degraded mode when the folder is missing or unreadable."""
     try:
-        return MiniLmEmbedding(settings.embedding_model_dir, threads=settings.embedding_threads, tokens_max=settings.embedding_tokens_max)
+        encoders = [
+            MiniLmEmbedding(settings.embedding_model_dir, threads=settings.embedding_threads, tokens_max=settings.embedding_tokens_max)
+            for _ in range(settings.embedding_workers)
+        ]
+        return EmbeddingPool(encoders) if len(encoders) > 1 else encoders[0]
     except Exception as error:  # onnxruntime has its own; whatever it is, signals are still grouped by fingerprint
         log.warning(
             "grouping_degraded",
@@ -68,12 +74,15 @@ async def open_index(settings: ClusterSettings, embedding: Embedding) -> VectorI
 class Service:
     """The running parts. ``start`` returns when signals are being grouped; ``stop`` drains."""
 
-    def __init__(self, bus: Bus, embedding: Embedding, index: VectorIndex, clock: Clock, *, batch_max: int) -> None:
+    def __init__(
+        self, bus: Bus, embedding: Embedding, index: VectorIndex, clock: Clock, *, batch_max: int, new_per_minute: int = 0
+    ) -> None:
         self.bus = bus
         self.embedding = embedding
         self.index = index
         self._clock = clock
         self._batch_max = batch_max
+        self._costly = CostlyPath(new_per_minute)
         self._records: Records | None = None
 
     async def start(self) -> None:
@@ -81,7 +90,7 @@ class Service:
         await records.start()
         await fill_index(records, self.embedding, self.index)
         locks = ProjectLocks()
-        grouping = SignalGrouping(self.bus, records, self.embedding, self.index, self._clock, locks)
+        grouping = SignalGrouping(self.bus, records, self.embedding, self.index, self._clock, locks, self._costly)
         regrouping = Regrouping(self.bus, records, self.index, locks)
         # How reports stand is heard before signals are placed, so that a restart does not put a recurrence into a resolved report.
         await self.bus.consume_batches(
@@ -106,10 +115,14 @@ class Service:
         )
         await self.bus.answer(SEARCH_QUERY, Search(records, self.embedding, self.index).answer)
 
-    async def stop(self, drain: timedelta) -> None:
+    async def pause(self, drain: timedelta = timedelta(seconds=10)) -> None:
+        """Stop grouping; embedding and index stay open for another."""
         await self.bus.close(drain)
         if self._records is not None:
             await self._records.stop()
+
+    async def stop(self, drain: timedelta) -> None:
+        await self.pause(drain)
         await self.embedding.close()
         await self.index.close()
 
@@ -133,7 +146,14 @@ def create_app(settings: ClusterSettings) -> FastAPI:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         embedding = await asyncio.to_thread(open_embedding, settings)
         index = await open_index(settings, embedding)
-        service = Service(await open_bus(settings, SERVICE), embedding, index, SystemClock(), batch_max=settings.batch_max)
+        service = Service(
+            await open_bus(settings, SERVICE),
+            embedding,
+            index,
+            SystemClock(),
+            batch_max=settings.batch_max,
+            new_per_minute=settings.new_fingerprints_per_minute,
+        )
         try:
             await service.start()
             spare_the_collector()

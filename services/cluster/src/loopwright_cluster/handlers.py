@@ -35,15 +35,17 @@ from loopwright_common.identifiers import derived_id
 from loopwright_common.metrics import observe_stages
 from prometheus_client import Counter
 
+from loopwright_cluster.costly import CostlyPath
 from loopwright_cluster.domain import Candidate, Decision, Exemplar, Outcome
 from loopwright_cluster.grouping import v1
 from loopwright_cluster.grouping.describe import describe
 from loopwright_cluster.grouping.fingerprints import Fingerprint, fingerprint
 from loopwright_cluster.neighbourhood import Neighbourhood, Vector
-from loopwright_cluster.ports import Embedding, VectorIndex
+from loopwright_cluster.ports import Embedding, VectorIndex, Vectors
 from loopwright_cluster.records import FingerprintRecord, Place, Pointer, Records
 
 NEIGHBOURS_SHOWN = 10  # as many as the contract carries
+EMBEDDED_AT_ONCE = 8  # texts, 50 ms of a core: the first are decided while the next are embedded
 LOOKUPS_AT_ONCE = 32  # reads of unknown fingerprints in flight together: enough to hide the round trip, few enough for the connection
 BEFORE_EVERYTHING = datetime.min.replace(tzinfo=UTC)  # for what belongs to a report whether or not it was resolved since
 # Decisions that are the same for every signal of a fingerprint, and are told of together.
@@ -52,6 +54,7 @@ TOGETHER = frozenset({"fingerprint", "explicit_fingerprint"})
 FACT_BYTES_MAX = 128 * 1024
 
 GROUPED = Counter("loopwright_cluster_signals_grouped", "Signals put into a report.", ["outcome", "rule"])
+DEGRADED = Counter("loopwright_cluster_fingerprints_degraded", "New fingerprints that were not compared with earlier reports.", ["reason"])
 
 log = structlog.get_logger()
 Key = tuple[str, str]  # project, fingerprint
@@ -82,13 +85,16 @@ class ProjectLocks:
 class SignalGrouping:
     """Puts each signal of the stream into a report and says so. One batch of a project at a time; the other handlers share ``locks``."""
 
-    def __init__(self, bus: Bus, records: Records, embedding: Embedding, index: VectorIndex, clock: Clock, locks: ProjectLocks) -> None:
+    def __init__(
+        self, bus: Bus, records: Records, embedding: Embedding, index: VectorIndex, clock: Clock, locks: ProjectLocks, costly: CostlyPath
+    ) -> None:
         self._bus = bus
         self._records = records
         self._embedding = embedding
         self._index = index
         self._clock = clock
         self._locks = locks
+        self._costly = costly
 
     async def handle(self, batch: Sequence[Received[Signal]]) -> None:
         """Decide, store, publish. Raises Conflict when another replica wrote meanwhile; the batch is then handed in again."""
@@ -189,18 +195,28 @@ class _Batch:
         self._records = grouping._records
         self._index = grouping._index
         self._embedding = grouping._embedding
+        self._costly = grouping._costly
         self._now = grouping._clock.now()
         self._signals = [(signal, fingerprint(signal)) for signal in signals]
         self._neighbourhood = Neighbourhood(grouping._index, degraded=grouping._embedding.degraded)
         self._pointers: dict[Key, Pointer | None] = {}
         self._created: dict[Key, FingerprintRecord] = {}
-        self._vectors: dict[Key, Vector] = {}
+        self._vectors: dict[Key, asyncio.Task[Vectors]] = {}  # being made while what came before is decided
+        self._rows: dict[Key, int] = {}
         self._same: dict[Key, Grouped] = {}  # of fingerprints whose report takes whatever occurs, whenever it occurred
 
     async def decide(self) -> list[Grouped]:
         """Return where each signal goes, in order. Writes nothing but the links from resolved reports to the ones that follow them."""
         await self._look_up()
-        await self._embed()
+        making = self._embed()
+        try:
+            return await self._places()
+        finally:
+            for task in making:
+                task.cancel()
+            await asyncio.gather(*making, return_exceptions=True)
+
+    async def _places(self) -> list[Grouped]:
         return [self._as_before(signal, found) or await self._place(signal, found) for signal, found in self._signals]
 
     async def store(self) -> None:
@@ -229,16 +245,38 @@ class _Batch:
 
         await asyncio.gather(*(read(key) for key in keys))
 
-    async def _embed(self) -> None:
-        """Vectors for what is new, and for what was recorded but perhaps not indexed: its first signal has come again."""
+    def _embed(self) -> list[asyncio.Task[Vectors]]:
+        """Begins the vectors of what is new, and of what was recorded but perhaps not indexed: its first signal has come again."""
         texts: dict[Key, str] = {}
         for signal, found in self._signals:
             key = (signal.project, found.key)
             pointer = self._pointers.get(key)
             if signal.about_report is None and key not in texts and (pointer is None or pointer.signal_id == signal.id):
                 texts[key] = describe(signal, found).text
-        if texts:
-            self._vectors = dict(zip(texts, await self._embedding.embed(list(texts.values())), strict=True))
+        if not texts:
+            return []
+        project = next(iter(texts))[0]
+        keys = list(texts)[: self._costly.take(project, len(texts), self._now)]
+        if len(keys) < len(texts):
+            DEGRADED.labels("new_fingerprints_per_minute").inc(len(texts) - len(keys))
+            log.warning("grouping_degraded", project=project, reason=self._over_limit, fingerprints=len(texts) - len(keys))
+        making = []
+        for start in range(0, len(keys), EMBEDDED_AT_ONCE):
+            chunk = keys[start : start + EMBEDDED_AT_ONCE]
+            task = asyncio.create_task(self._embedding.embed([texts[key] for key in chunk]))
+            making.append(task)
+            for row, key in enumerate(chunk):
+                self._vectors[key], self._rows[key] = task, row
+        return making
+
+    @property
+    def _over_limit(self) -> str:
+        return f"more than {self._costly.per_minute} new fingerprints of this project in a minute (LOOPWRIGHT_CLUSTER_NEW_FINGERPRINTS_PER_MINUTE)"
+
+    async def _vector(self, key: Key) -> Vector | None:
+        """The vector of a fingerprint; None when it is beyond the limit."""
+        task = self._vectors.get(key)
+        return None if task is None else (await task)[self._rows[key]]
 
     async def _place(self, signal: Signal, found: Fingerprint) -> Grouped:
         if signal.about_report is not None:
@@ -279,22 +317,30 @@ class _Batch:
         record = self._created.get(key) or await self._records.fingerprint(*key)
         if record is None:  # the record was removed by hand since it was looked up
             return await self._newcomer(signal, found)
-        self._neighbourhood.add(Exemplar.from_payload(record.exemplar), self._vectors[key])
+        vector = await self._vector(key)
+        if vector is not None:
+            self._neighbourhood.add(Exemplar.from_payload(record.exemplar), vector)
         place = await self._records.place(signal.project, record.report_id, BEFORE_EVERYTHING, signal.id)
         return Grouped(signal, place.report_id, record.decision, record.recurrence_of, record.decided_at)
 
     async def _newcomer(self, signal: Signal, found: Fingerprint) -> Grouped:
         key = (signal.project, found.key)
-        newcomer, vector = describe(signal, found), self._vectors[key]
+        newcomer, vector = describe(signal, found), await self._vector(key)
 
         async def standing(exemplar: Exemplar) -> tuple[str, bool]:
             place = await self._records.place(signal.project, exemplar.report_id, _occurred(signal), signal.id)
             return place.recurred or place.report_id, place.quiet
 
-        around = await self._neighbourhood.around(newcomer, vector, standing)
-        grouped = await self._settle(signal, found, v1.decide(newcomer, around))
-        exemplar = newcomer.in_report(grouped.report_id)
-        self._neighbourhood.add(exemplar, vector)
+        if vector is None:
+            reason = f"new fingerprint, not compared with earlier reports: {self._over_limit}"
+            opened = self._decision(Outcome.OPEN, "new", reason, found).model_copy(update={"degraded": True})
+            grouped = Grouped(signal, report_id_for(signal), opened)
+            exemplar = newcomer.in_report(grouped.report_id)  # recorded; it is indexed when the service starts next
+        else:
+            around = await self._neighbourhood.around(newcomer, vector, standing)
+            grouped = await self._settle(signal, found, v1.decide(newcomer, around))
+            exemplar = newcomer.in_report(grouped.report_id)
+            self._neighbourhood.add(exemplar, vector)
         self._pointers[key] = Pointer(grouped.report_id, signal.id)
         self._created[key] = FingerprintRecord(
             report_id=grouped.report_id,

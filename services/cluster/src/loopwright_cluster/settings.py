@@ -31,6 +31,15 @@ class ClusterSettings(ServiceSettings):
     qdrant_timeout_seconds: int = Field(
         default=10, ge=1, le=120, description="How long a Qdrant server may take; then the batch is retried."
     )
+    embedding_workers: int = Field(
+        default=1, ge=1, le=16, description="Texts embedded at once, each with 25 MB and its own threads; one leaves a core to the rest."
+    )
+    new_fingerprints_per_minute: int = Field(
+        default=1_200,
+        ge=0,
+        description="New fingerprints of a project embedded and compared in a minute, an eighth of what a core does; what is beyond is "
+        "grouped by its fingerprint alone, and says so. 0: no limit.",
+    )
     batch_max: int = Field(
         default=400, ge=1, le=1_000, description="Signals decided and published together, half of what an atomic batch takes with room."
     )

@@ -33,7 +33,7 @@ class GroupingDecision(Contract):
     fingerprint: Line
     neighbours: tuple[Neighbour, ...] = Field(default=(), max_length=10)
     grouping_version: Line
-    degraded: bool = False  # the embedding was not the real one
+    degraded: bool = False  # not compared as it should be: the embedding was a stand-in, or the reason says that a limit was reached
 
 
 SIGNALS_PER_FACT_MAX = 1_000
