@@ -1,7 +1,8 @@
 """Other keys of fingerprints, kept in a key-value bucket: an exception by all its frames, or without the layer that wrapped it.
 
-An alias names a fingerprint, not a report: what people merge, split or move is moved with the fingerprint, and its aliases follow. Asked only
-for what is not known otherwise, so nothing is watched; what was asked for is remembered within a limit. The first to take an alias keeps it.
+An alias names a fingerprint, not a report: what people merge, split or move is moved with the fingerprint, and its aliases follow. It is
+asked only for what is not known otherwise, so nothing is watched; what was asked for is remembered within a limit. The first to take an
+alias keeps it.
 """
 
 from __future__ import annotations
