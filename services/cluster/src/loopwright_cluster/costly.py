@@ -1,7 +1,7 @@
 """A limit on the costly path: how many new fingerprints of a project are embedded and compared in a minute.
 
-A project that floods with ever new problems (a release that puts an id into every message) would take the embedding from all others. What is
-beyond the limit is grouped by its fingerprint alone, and says so.
+A project that floods with ever new problems (a release that puts an id into every message) would take the embedding from all others.
+What is beyond the limit is grouped by its fingerprint alone, and says so.
 """
 
 from __future__ import annotations

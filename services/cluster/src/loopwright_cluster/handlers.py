@@ -271,7 +271,8 @@ class _Batch:
 
     @property
     def _over_limit(self) -> str:
-        return f"more than {self._costly.per_minute} new fingerprints of this project in a minute (LOOPWRIGHT_CLUSTER_NEW_FINGERPRINTS_PER_MINUTE)"
+        limit = "LOOPWRIGHT_CLUSTER_NEW_FINGERPRINTS_PER_MINUTE"
+        return f"more than {self._costly.per_minute} new fingerprints of this project in a minute ({limit})"
 
     async def _vector(self, key: Key) -> Vector | None:
         """The vector of a fingerprint; None when it is beyond the limit."""
