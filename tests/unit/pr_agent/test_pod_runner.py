@@ -168,6 +168,22 @@ async def test_sigterm_ends_the_command_and_the_runner(bench):
     assert await bench.result() is None
 
 
+async def test_a_command_that_the_kernel_killed_for_memory_is_out_of_memory(bench, monkeypatch, tmp_path):
+    counted = tmp_path / "memory.events"
+    counted.write_text("low 0\noom 1\noom_kill 1\noom_group_kill 0\n")
+    monkeypatch.setattr(pod_runner, "KERNEL_KILLS", (str(tmp_path / "none"), str(counted)))
+    assert pod_runner.kernel_kills() == 1
+    monkeypatch.setattr(pod_runner, "KERNEL_KILLS", (str(tmp_path / "none"),))
+    assert pod_runner.kernel_kills() == 0
+    # In a copy of the runner that counts in our file, the command itself writes what the kernel would, then dies as it would.
+    copy = tmp_path / "pod_runner.py"
+    copy.write_text(Path(pod_runner.__file__).read_text().replace('"/sys/fs/cgroup/memory.events"', repr(str(counted))))
+    monkeypatch.setattr(pod_runner, "__file__", str(copy))
+    await bench.offer(f"echo oom_kill 2 > {counted}; kill -9 $$")
+    code, said = await bench.ended(bench.start())
+    assert (code, (await bench.result()).outcome) == (0, "out_of_memory"), said
+
+
 # Bundles that nobody here would write
 
 

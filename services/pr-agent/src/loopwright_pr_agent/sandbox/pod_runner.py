@@ -50,6 +50,7 @@ MODEL_BODY_BYTES_MAX, MODEL_ANSWER_BYTES_MAX = 1024**2, 8 * 1024**2
 MODEL_CALLS_AT_ONCE = 4
 TICKS = os.sysconf("SC_CLK_TCK")
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+KERNEL_KILLS = ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control")  # as cgroup version 2 counts, and version 1
 OUT_OF_MEMORY = (b"MemoryError", b"Cannot allocate memory", b"std::bad_alloc", b"out of memory", b"heap out of memory")
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -277,7 +278,7 @@ def run(argv: list[str], environment: dict[str, str], cwd: str, limits: dict[str
         raise Broken(f"there is no system call filter for {platform.machine()}")
     status_read, status_write = os.pipe()
     job = {"argv": argv, "cwd": cwd, "environment": environment, "limits": limits, "seccomp": program, "status_fd": status_write}
-    cpu_before = _cpu_of_children()
+    cpu_before, kills_before = _cpu_of_children(), kernel_kills()
     process = subprocess.Popen(
         [sys.executable, "-I", "-S", os.path.abspath(__file__), "--launch"],
         stdin=subprocess.PIPE,
@@ -314,6 +315,8 @@ def run(argv: list[str], environment: dict[str, str], cwd: str, limits: dict[str
     if said[1:]:
         tail += b"\n" + said[2:]  # the command itself was not found or not executable
     outcome, exit_code = judge(exceeded, status, tail)
+    if outcome == "killed" and exceeded is None and kernel_kills() > kills_before:
+        outcome = "out_of_memory"
     wall = time.monotonic() - started
     return Ran(outcome, exit_code, tail, round(wall, 3), round(max(0.0, _cpu_of_children() - cpu_before), 3))
 
@@ -389,6 +392,14 @@ def judge(exceeded: str | None, status: int, tail: bytes) -> tuple[str, int | No
     if status != 0 and any(sign in tail for sign in OUT_OF_MEMORY):
         return "out_of_memory", None
     return ("killed", None) if status < 0 else ("exited", status)
+
+
+def kernel_kills() -> int:
+    """How many of this pod's processes the kernel has killed for want of memory."""
+    for path in KERNEL_KILLS:
+        with contextlib.suppress(OSError, ValueError, IndexError), open(path) as file:
+            return sum(int(line.split()[1]) for line in file if line.startswith("oom_kill "))
+    return 0
 
 
 def descendants() -> list[int]:
@@ -611,6 +622,7 @@ def perform(broker: Broker, places: Places) -> dict[str, Any]:
     environment = {
         "PATH": os.environ.get("PATH", os.defpath), "HOME": places.home, "TMPDIR": places.tmp, "LANG": "C.UTF-8", "TZ": "UTC", "CI": "1",
         "PYTHONDONTWRITEBYTECODE": "1", "GIT_CONFIG_NOSYSTEM": "1",
+        "USER": "sandbox", "LOGNAME": "sandbox",  # the user has no name in the image: each run is another
         **request["environment"],
         **{variable: os.path.join(places.inputs, name) for variable, name in request["inputs"].items()},
     }  # fmt: skip
