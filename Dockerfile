@@ -72,10 +72,11 @@ RUN for package in libs/* services/* cli; do (cd "$package" && /build/hatch/bin/
 
 # --- where changes are made ---------------------------------------------------------------------------------------------------------
 FROM ${BASE} AS sandbox
-# The tools of a repository's own checks, as Debian packages: "nodejs npm", "golang", "default-jdk-headless maven".
+# What a Python repository's checks call by habit (python, pytest), git and make. More tools of a repository's own checks, as Debian packages:
+# "nodejs npm", "golang", "default-jdk-headless maven".
 ARG EXTRA_DEBIAN_PACKAGES=""
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends ca-certificates git make python3 python3-venv ${EXTRA_DEBIAN_PACKAGES} \
+    && apt-get install -y --no-install-recommends ca-certificates git make python3 python-is-python3 python3-pytest python3-venv ${EXTRA_DEBIAN_PACKAGES} \
     && apt-get clean && rm -rf /var/lib/apt/lists/* /var/log/apt /var/log/dpkg.log \
     && useradd --uid 10001 --gid 0 --home-dir /tmp --no-create-home --shell /usr/sbin/nologin loopwright
 COPY services/pr-agent/src/loopwright_pr_agent/sandbox/pod_runner.py /opt/loopwright/pod_runner.py
