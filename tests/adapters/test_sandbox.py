@@ -202,6 +202,25 @@ async def test_a_fork_bomb_is_bounded_and_leaves_nobody_behind(run):
     assert not subprocess.run(["pgrep", "-f", "os.fork"], capture_output=True, text=True).stdout.strip()
 
 
+async def test_it_is_not_root_has_no_capability_and_gains_none(run):
+    code = (
+        "import ctypes, os, struct, subprocess\nlibc = ctypes.CDLL(None, use_errno=True)\n"
+        "held = ctypes.create_string_buffer(24)\nlibc.capget(struct.pack('Ii', 0x20080522, 0), held)\n"
+        "words = struct.unpack('6I', held.raw)\nheld = words[0] | words[1] | words[2]\n"
+        "print('HELD', hex(held | (words[3] | words[4] | words[5]) << 32))\n"
+        "print('UID', os.getuid() != 0 and os.geteuid() != 0, 'NNP', libc.prctl(39, 0, 0, 0, 0))\n"
+        "try: os.setuid(0); print('ROOT')\nexcept OSError: print('REFUSED')\n"
+        "for argv in (['su', '-c', 'id -u'], ['mount', '-t', 'tmpfs', 'none', '/tmp']):\n"
+        "    try: done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=10)\n"
+        "    except (OSError, subprocess.TimeoutExpired): continue\n"
+        "    if done.returncode == 0: print('GAINED', argv[0])\n"
+    )
+    result = await run(code)
+    kept = "0x4" if any("keeps the right to pass" in fact for fact in result.facts) else "0x0"  # CAP_DAC_READ_SEARCH, where it is told
+    assert result.output_tail.split("\n")[:3] == [f"HELD {kept}", "UID True NNP 1", "REFUSED"], result
+    assert "GAINED" not in result.output_tail
+
+
 async def test_processes_that_detach_themselves_end_with_the_run(run):
     result = await run("setsid nohup sleep 321 >/dev/null 2>&1 & sleep 0.3; echo done", shell=True)
     assert result.passed

@@ -113,6 +113,8 @@ class Service:
             asyncio.create_task(keep_looking(changing, settings.poll_seconds), name="forge-watch"),
             asyncio.create_task(keep_repositories(changing, self._projects, MAKE_AGAIN_SECONDS), name="repositories"),
         ]
+        if self._cluster is not None:
+            self._tasks.append(asyncio.create_task(self._cluster.keep_swept(), name="sandbox-sweep"))
         if settings.sandbox == "kubernetes":
             self._tasks.append(asyncio.create_task(self._keep_finding(), name="sandbox-watch"))
         return store

@@ -68,7 +68,8 @@ class RunRecords:
         try:
             return KeptRun(run, RunRecord.model_validate_json(entry.value), entry.revision)
         except ValidationError:
-            return None  # of another version of this service: the run begins anew
+            await self._bucket.delete(f"{PREFIX}.{run}")  # of another version of this service: the run begins anew
+            return None
 
     async def create(self, run: str, record: RunRecord) -> KeptRun:
         """Raises Conflict when there is one already."""

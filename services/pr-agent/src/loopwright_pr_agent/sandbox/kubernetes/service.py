@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from dataclasses import dataclass
 
 import structlog
 from loopwright_common.bus import Bus
 from loopwright_common.clock import Clock
+from loopwright_common.errors import Retryable
 from loopwright_common.model import ModelClient, ModelRole
 from loopwright_common.spending import BucketSpending
 
@@ -24,6 +24,7 @@ from loopwright_pr_agent.settings import PrAgentSettings
 
 SPENDING_BUCKET = "pr-agent-spending"
 ROLE = "coding"
+SWEEP_SECONDS = 3_600.0
 
 log = structlog.get_logger()
 
@@ -77,10 +78,22 @@ class ClusterSandbox:
         """What holds; the first time it does, Jobs that nobody owns are taken away. Raises NoSandbox, SandboxBroken."""
         facts = await self.sandbox.probe()
         if not self._swept:
-            with contextlib.suppress(ApiUnreachable, ApiRefused):
-                await self.sandbox.sweep()
-                self._swept = True
+            self._swept = await self._sweep()
         return facts
+
+    async def keep_swept(self) -> None:
+        """Sweeps now and then until cancelled: a service that runs for months forgets old runs too."""
+        while True:
+            await asyncio.sleep(SWEEP_SECONDS)
+            await self._sweep()
+
+    async def _sweep(self) -> bool:
+        try:
+            await self.sandbox.sweep()
+        except (ApiUnreachable, ApiRefused, Retryable) as error:
+            log.warning("sandbox_jobs_not_swept", error=str(error)[:300])
+            return False
+        return True
 
     def leave(self) -> None:
         """Runs that are cancelled from here on stay in the cluster, for the next life of this service to find."""
