@@ -112,10 +112,10 @@ our own) and what they go to; servers by name and port, and who may come. The te
 {{- define "loopwright.egress.apiServer" -}}
 {{- $cidrs := .Values.networkPolicy.apiServer.cidrs -}}
 {{- if not $cidrs -}}
-{{- $found := lookup "v1" "Endpoints" "default" "kubernetes" -}}
-{{- range (default list (get (default dict $found) "subsets")) -}}
-{{- range (default list .addresses) -}}
-{{- $cidrs = append $cidrs (printf "%s/%s" .ip (ternary "128" "32" (contains ":" .ip))) -}}
+{{- $found := lookup "discovery.k8s.io/v1" "EndpointSlice" "default" "kubernetes" -}}
+{{- range (default list (get (default dict $found) "endpoints")) -}}
+{{- range .addresses -}}
+{{- $cidrs = append $cidrs (printf "%s/%s" . (ternary "128" "32" (contains ":" .))) -}}
 {{- end -}}
 {{- end -}}
 {{- $service := lookup "v1" "Service" "default" "kubernetes" -}}
