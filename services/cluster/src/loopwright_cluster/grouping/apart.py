@@ -1,0 +1,41 @@
+"""What the first tier has told apart, so that likeness alone never joins it: a veto that any matcher can ask for.
+
+Two stacks, or two log lines, of one service with different fingerprints are near each other by any measure of words: they come from one
+program. The fingerprints have already taken out what may differ within one problem; what is left differs because it says something else.
+"""
+
+from __future__ import annotations
+
+from loopwright_cluster.domain import Exemplar
+from loopwright_cluster.grouping.frames import tells
+
+LINES = frozenset({"log", "custom"})
+OTHER_PLACES_SHARE_MAX = 0.34  # of the shorter stack's places: a layer that came in between is one, another caller is most of them
+
+
+def told_apart(one: Exemplar, other: Exemplar) -> str:
+    """Why two exemplars are two problems whatever their likeness, as a sentence for a person; empty when that is open. Symmetric."""
+    if has_stack(one) and has_stack(other):
+        return _stacks(one, other)
+    if one.kind in LINES and other.kind in LINES and one.service == other.service and not (has_stack(one) or has_stack(other)):
+        return "both are log lines of one service, and without their values they say two things"
+    return ""
+
+
+def has_stack(exemplar: Exemplar) -> bool:
+    """Whether it is an exception by its frames, in whatever kind of signal it came."""
+    return bool(exemplar.frames)
+
+
+def _stacks(one: Exemplar, other: Exemplar) -> str:
+    if one.exception_type and other.exception_type and one.exception_type != other.exception_type:
+        return f"one is a {min(one.exception_type, other.exception_type)}, the other a {max(one.exception_type, other.exception_type)}"
+    if not (any(map(tells, one.frames)) and any(map(tells, other.frames))):
+        return "their frames have no names, and their messages differ"
+    if one.frames[-1] != other.frames[-1]:
+        return f"one was raised in {min(one.frames[-1], other.frames[-1])}, the other in {max(one.frames[-1], other.frames[-1])}"
+    apart = len(set(one.frames) ^ set(other.frames))
+    shorter = min(len(set(one.frames)), len(set(other.frames)))
+    if apart > max(1, OTHER_PLACES_SHARE_MAX * shorter):
+        return f"{apart} functions are in one of their stacks only, more than a layer in between would bring"
+    return ""
