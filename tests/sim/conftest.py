@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -99,6 +100,7 @@ class World:
         self.clock = FakeClock(START + timedelta(hours=1))
         self.broker = Broker(self.clock)
         self.index = index
+        self._watching: list[asyncio.Task[None]] = []
 
     async def publish(self, signals: Sequence[Signal]) -> None:
         tokens = [{"project": item.project, "source": item.source} for item in signals]
@@ -112,11 +114,10 @@ class World:
         bus: Any = MortalBus(memory, fuse)
         index: Any = Mortal(self.index, fuse, "nearest", "spread", "upsert", "missing", "hybrid")
         service = Service(bus, HashingEmbedding(), index, self.clock, batch_max=batch_max)
-        try:
+        with contextlib.suppress(Died):
             await service.start()
-        except Died:
-            pass
-        asyncio.get_running_loop().create_task(self._bury(memory, fuse)) if fuse.at else None  # noqa: RUF006  ends with the fuse
+        if fuse.at:
+            self._watching.append(asyncio.create_task(self._bury(memory, fuse)))
         memory.service_parts = service  # type: ignore[attr-defined]
         return memory
 
