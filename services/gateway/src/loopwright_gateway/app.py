@@ -10,14 +10,14 @@ from datetime import timedelta
 
 import structlog
 from fastapi import FastAPI
-from loopwright_common.bus import Bus, ConsumerSpec
+from loopwright_common.bus import Bus, BusUnavailable, ConsumerSpec
 from loopwright_common.clock import Clock, SystemClock
 from loopwright_common.contracts import subjects as s
 from loopwright_common.contracts.queries import ExposureMinute, RatesAnswer, RatesQuery
 from loopwright_common.nats_bus import open_bus
 from loopwright_common.process import service_app
 
-from loopwright_gateway import pages
+from loopwright_gateway import metrics, pages
 from loopwright_gateway.adapters.accounts import SqlAccounts
 from loopwright_gateway.adapters.inbox import Inbox
 from loopwright_gateway.adapters.store import SqlStore
@@ -32,6 +32,7 @@ from loopwright_gateway.settings import GatewaySettings
 
 RATES_LIMIT = 100_000
 PRUNE_EVERY = timedelta(hours=1)
+WATCH_EVERY = timedelta(seconds=15)  # as often as Prometheus asks
 log = structlog.get_logger()
 
 
@@ -59,7 +60,11 @@ class Service:
     async def start(self) -> None:
         await self.catalogue.load()
         await self.dispatcher.start()
-        self._tasks = [asyncio.create_task(self._wake_dispatcher(), name="wake"), asyncio.create_task(self._prune(), name="prune")]
+        self._tasks = [
+            asyncio.create_task(self._wake_dispatcher(), name="wake"),
+            asyncio.create_task(self._prune(), name="prune"),
+            asyncio.create_task(self._watch(), name="watch"),
+        ]
         batches = {"batch_max": 100, "ordered": True, "ack_wait": timedelta(seconds=60), "attempts_max": 20}
         await self.bus.consume_batches(ConsumerSpec("gateway-groups", SERVICE, (s.GROUPS_UPDATED,), **batches), self.facts.grouped)  # type: ignore[arg-type]
         await self.bus.consume_batches(ConsumerSpec("gateway-exposures", SERVICE, (s.EXPOSURES,), **batches), self.facts.exposed)  # type: ignore[arg-type]
@@ -111,6 +116,24 @@ class Service:
         while True:
             await self.wait_committed(60.0)
             self.dispatcher.wake()
+
+    async def _watch(self) -> None:
+        while True:
+            await self.look()
+            await asyncio.sleep(WATCH_EVERY.total_seconds())
+
+    async def look(self) -> None:
+        """Reads how things stand into the gauges of ``/metrics``."""
+        try:
+            metrics.show_standing(await self.store.standing(self.clock.now()))
+        except Exception as error:  # whatever the driver raises
+            metrics.forget_standing()
+            log.warning("standing_not_read", error=str(error)[:500])
+        try:
+            metrics.show_usage(await self.bus.usage())
+        except BusUnavailable as error:
+            metrics.forget_usage()
+            log.warning("usage_not_read", error=str(error)[:500])
 
     async def _prune(self) -> None:
         while True:

@@ -25,8 +25,9 @@ from loopwright_common.contracts.measurements import Measurement, MeasurementSta
 from loopwright_common.contracts.reports import GroupUpdated, ReportsRegrouped, ReportState
 from loopwright_common.contracts.signals import Deploy, Exposure, SignalKind
 from loopwright_common.errors import Permanent, Retryable
+from loopwright_common.metrics import observe_stage
 
-from loopwright_gateway import life
+from loopwright_gateway import life, metrics
 from loopwright_gateway.domain import FOLLOWS, IllegalTransition, state_after_investigation
 from loopwright_gateway.life import POLICY
 from loopwright_gateway.ports import Store, Unit
@@ -299,6 +300,11 @@ class Facts:
             report, change = await self._of_change(unit, fact.report_id, fact.id)
             if change.body is not None and fact.at < change.fact_at:
                 return
+            if change.body is None and fact.pull_request is not None:
+                unit.after_commit(metrics.CHANGES.labels("opened").inc)
+                unit.after_commit(lambda: observe_stage("requested_to_opened", change.created_at, now))
+            elif fact.at > change.fact_at:  # the same one again is no update
+                unit.after_commit(metrics.CHANGES.labels("updated").inc)
             change.body, change.title, change.repository = fact.model_dump_json(), fact.title, fact.repository
             change.fact_at = max(change.fact_at, fact.at)
             if change.state in ("requested", "working", "in_review"):
@@ -321,6 +327,7 @@ class Facts:
             if change.state == "merged":
                 return
             change.state, change.merge_commit, change.closed_by = "merged", fact.merge_commit, fact.merged_by
+            unit.after_commit(metrics.CHANGES.labels("merged").inc)
             await self._settle(unit, change, fact.merged_at)
             reason = f"Merged as {fact.merge_commit[:12]}"
             await self._follow(unit, report, change, ReportState.MERGED, fact.merged_by, reason, f"merged:{change.id}")
@@ -338,6 +345,7 @@ class Facts:
             if change.state in ("closed", "merged"):
                 return
             change.state, change.closed_by, change.failure = "closed", fact.closed_by, fact.reason
+            unit.after_commit(metrics.CHANGES.labels("closed").inc)
             await self._settle(unit, change, fact.at)
             if report.state in (ReportState.IN_REVIEW, ReportState.CHANGING) and await self._is_newest(unit, change):
                 reason = f"The change was declined: {fact.reason}" if fact.reason else "The change was declined"
@@ -352,6 +360,7 @@ class Facts:
             if change.state in ("failed", "merged", "closed"):
                 return
             change.state, change.failure = "failed", fact.reason
+            unit.after_commit(metrics.CHANGES.labels("failed").inc)
             await self._settle(unit, change, fact.at)
             await unit.add_usage(f"change:{change.id}", fact.project, report.id, "change", fact.cost, self._clock.now())
             if report.state is ReportState.CHANGING and await self._is_newest(unit, change):
@@ -367,7 +376,9 @@ class Facts:
             report = await unit.report(fact.report_id)
             if report is not None:
                 text = f"{fact.action} was not carried out: {fact.reason}"
-                await life.note(unit, report, "refused", "service:pr-agent", text, self._clock.now(), f"refused:{fact.command_id}")
+                cause = f"refused:{fact.command_id}"
+                if await life.note(unit, report, "refused", "service:pr-agent", text, self._clock.now(), cause):
+                    unit.after_commit(metrics.CHANGES.labels("refused").inc)
                 body = {"command_id": fact.command_id, "change_id": fact.change_id, "report_id": fact.report_id, "reason": fact.reason}
                 await unit.add_event("command.refused", fact.project, body, self._clock.now())
 
@@ -417,6 +428,7 @@ class Facts:
             report, change = await self._of_change(unit, fact.report_id, fact.change_id)
             if not await unit.complete_measurement(fact):
                 return
+            unit.after_commit(metrics.VERDICTS.labels(fact.verdict.value).inc)
             await unit.add_usage(f"measure:{fact.id}", fact.project, report.id, "measure", fact.cost, now)
             if change.state == "merged":  # otherwise the merge is still to come, and follows it then
                 await self._follow_verdict(unit, report, change, fact)

@@ -26,7 +26,9 @@ from loopwright_common.contracts.signals import Signal
 from loopwright_common.contracts.subjects import CHANGES_REQUESTED, REPORTS_READY, REPORTS_TRANSITIONED, Subject
 from loopwright_common.errors import Refused
 from loopwright_common.identifiers import derived_id
+from loopwright_common.metrics import observe_stage
 
+from loopwright_gateway import metrics
 from loopwright_gateway.domain import IllegalTransition, check, promote
 from loopwright_gateway.policy import Load, PolicyDecision, decide
 from loopwright_gateway.ports import Unit
@@ -98,6 +100,7 @@ async def transition(
     )  # fmt: skip
     await publish(unit, REPORTS_TRANSITIONED, fact, f"transition:{report.id}:{sequence}", report.id, project=report.project)
     await changed(unit, report, at)
+    unit.after_commit(metrics.TRANSITIONS.labels(to.value).inc)
 
 
 async def snapshot(unit: Unit, report: Report) -> ReportSnapshot:
@@ -161,6 +164,8 @@ async def ask_for_investigation(unit: Unit, report: Report, actor: str, reason: 
         deploys=tuple(await unit.deploys(report.project, report.services, DEPLOYS_SENT)),
         at=now,
     )
+    if report.attempt == 1:
+        unit.after_commit(lambda: observe_stage("grouped_to_ready", report.opened_at, now))
     await publish(unit, REPORTS_READY, ready, f"ready:{report.id}:{report.attempt}", report.id, project=report.project)
 
 
@@ -188,6 +193,7 @@ async def consider_change(
         await ask_for_change(unit, report, investigation, actor, decision.reason, now)
         return decision
     if not by_person:
+        unit.after_commit(metrics.NOT_STARTED.labels(decision.rule).inc)
         report.state_reason = decision.reason
         await note(unit, report, "not_started", POLICY, decision.reason, now, f"not_started:{investigation.id}")
     return decision
@@ -226,6 +232,7 @@ async def ask_for_change(
         feedback=feedback[-20:],
         at=now,
     )
+    unit.after_commit(metrics.CHANGES.labels("requested").inc)
     await publish(unit, CHANGES_REQUESTED, request, f"change:{change.id}", change.id, project=report.project)
     await unit.add_event("change.changed", report.project, {"id": change.id, "report_id": report.id, "state": change.state}, now)
     return change

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -52,6 +52,11 @@ class Unit(Protocol):
     async def measurement_of(self, change_id: str) -> tuple[MeasurementStarted | None, Measurement | None]: ...
     async def complete_measurement(self, measurement: Measurement) -> bool: ...
     async def enqueue(self, item: OutboxItem) -> None: ...
+
+    def after_commit(self, call: Callable[[], None]) -> None:
+        """Calls it once everything stands; never, when the transaction is rolled back."""
+        ...
+
     async def add_event(self, kind: str, project: str, body: dict[str, Any], at: datetime) -> None: ...
     async def projects(self) -> list[tuple[str, int, int, str]]: ...
     async def project(self, name: str) -> tuple[int, int, str] | None: ...
@@ -59,6 +64,17 @@ class Unit(Protocol):
     async def keys(self, project: str) -> list[dict[str, Any]]: ...
     async def add_key(self, row: dict[str, Any]) -> None: ...
     async def revoke_key(self, project: str, key_id: str, at: datetime) -> bool: ...
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How things stand, for the metrics. Every state there is has a value, most of them 0."""
+
+    reports: dict[str, int]
+    changes: dict[str, int]  # that have not ended
+    oldest_change_seconds: dict[str, float]
+    outbox_items: int
+    outbox_oldest_seconds: float
 
 
 class Store(Protocol):
@@ -73,6 +89,8 @@ class Store(Protocol):
     async def outbox(self, limit: int) -> list[OutboxItem]: ...
 
     async def sent(self, ids: Sequence[int]) -> None: ...
+
+    async def standing(self, now: datetime) -> Standing: ...
 
     async def ready(self) -> bool: ...
 

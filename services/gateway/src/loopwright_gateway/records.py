@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 
 from loopwright_common import telemetry
 from loopwright_common.contracts.reports import ReportState
@@ -113,6 +113,7 @@ class OutboxItem:
     payload: str
     id: int = 0
     traceparent: str = field(default_factory=telemetry.traceparent)
+    decided_at: datetime = field(default_factory=lambda: datetime.now(UTC), compare=False)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from loopwright_common.contracts.reports import ReportReady
 from loopwright_common.contracts.subjects import INVESTIGATIONS_COMPLETED, INVESTIGATIONS_STARTED
 from loopwright_common.errors import Permanent, Retryable
 from loopwright_common.identifiers import derived_id
+from loopwright_common.metrics import observe_stage
 from loopwright_common.projects import Projects
 from prometheus_client import Counter, Histogram
 from pydantic import ValidationError
@@ -147,6 +148,7 @@ class Investigations:
         await self._bundles.put(identifier, gzip.compress(bundle.model_dump_json().encode(), mtime=0))
         await self._publish(result)
         SECONDS.observe(seconds)
+        observe_stage("ready_to_investigated", ready.at, self._clock.now())
         COMPLETED.labels(result.verdict.value, result.priority).inc()
         log.info(
             "investigation_completed",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
@@ -25,6 +27,7 @@ from loopwright_measure.settings import MeasureSettings
 
 # Many tries: a forge that is away for an hour must not cost a verdict.
 ATTEMPTS_MAX = 100
+WATCH_EVERY = timedelta(seconds=15)  # as often as Prometheus asks
 ACK_WAIT = timedelta(seconds=60)  # a first fetch of a large repository takes minutes; heartbeats go on meanwhile
 
 
@@ -36,6 +39,7 @@ class Service:
         self._history = history
         self._clock = clock
         self._projects = Projects(bus)
+        self._watching: asyncio.Task[None] | None = None
 
     async def start(self) -> KeyValueStore:
         """Begins to measure; gives the store, for the API."""
@@ -45,6 +49,7 @@ class Service:
         await self._projects.wait_loaded()
         measuring = Measuring(self._bus, store, self._history, GatewayRates(self._bus), self._projects, self._clock)
         await measuring.resume()
+        self._watching = asyncio.create_task(keep_watching(measuring), name="watch")
         await self._bus.on_timer(SERVICE, measuring.due)
         await self._bus.consume(
             ConsumerSpec("measure-merges", SERVICE, (CHANGES_MERGED,), attempts_max=ATTEMPTS_MAX, ack_wait=ACK_WAIT), measuring.merged
@@ -55,8 +60,19 @@ class Service:
         return store
 
     async def stop(self, drain: timedelta) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._watching
         await self._bus.close(drain)
         await self._projects.stop()
+
+
+async def keep_watching(measuring: Measuring) -> None:
+    """Reads what is pending until cancelled."""
+    while True:
+        await measuring.look_at_pending()
+        await asyncio.sleep(WATCH_EVERY.total_seconds())
 
 
 def create_app(settings: MeasureSettings) -> FastAPI:

@@ -16,7 +16,9 @@ from loopwright_common.contracts.signals import Deploy
 from loopwright_common.contracts.subjects import MEASUREMENTS_COMPLETED, MEASUREMENTS_STARTED, SIGNALS
 from loopwright_common.errors import Permanent, Retryable
 from loopwright_common.identifiers import derived_id
+from loopwright_common.metrics import observe_stage
 from loopwright_common.projects import Projects
+from prometheus_client import Gauge
 
 from loopwright_measure import domain
 from loopwright_measure.domain import Pending
@@ -30,6 +32,12 @@ LOOK = "look"  # the purpose of our timers
 UNKNOWN_ATTEMPTS_MAX = 6
 ASK_AGAIN = timedelta(seconds=5)  # a restarted gateway is back within seconds; one question each five costs nothing
 DONE_KEPT = timedelta(days=30)  # longer than any message that could begin it anew is redelivered
+
+PENDING = Gauge("loopwright_measurements_pending", "Merged changes that wait for their verdict, by phase. Shared by replicas.", ["phase"])
+OVERDUE = Gauge(
+    "loopwright_measurement_overdue_seconds",
+    "How long the verdict that is most overdue should have been there; 0 when none is. Shared by replicas.",
+)
 
 log = structlog.get_logger()
 
@@ -51,6 +59,20 @@ class Measuring:
         for kept in await self._store.all():
             if kept.pending.phase != "done":
                 await self._schedule(kept.pending)
+
+    async def look_at_pending(self) -> None:
+        """Reads what is pending into the gauges of ``/metrics``."""
+        try:
+            pending = [kept.pending for kept in await self._store.all() if kept.pending.phase != "done"]
+        except Retryable as error:
+            PENDING.clear()  # an old number would be taken for a true one
+            OVERDUE.set(float("nan"))
+            log.warning("pending_not_read", error=str(error)[:500])
+            return
+        for phase in ("waiting", "measuring", "concluded"):
+            PENDING.labels(phase).set(sum(each.phase == phase for each in pending))
+        now = self._clock.now()
+        OVERDUE.set(max((max(0.0, (now - each.deadline).total_seconds()) for each in pending), default=0.0))
 
     async def merged(self, received: Received[Any]) -> None:
         """A change was merged: wait for the deploy that contains it, which may have been heard already."""
@@ -186,6 +208,7 @@ class Measuring:
         await self._say(pending.result, pending)
         kept = await self._store.update(kept, domain.finish(pending, self._clock.now()))
         await self._bus.cancel(SERVICE, LOOK, pending.change_id)
+        observe_stage("merged_to_verdict", pending.merged_at, self._clock.now())
         log.info("measurement_completed", change_id=pending.change_id, verdict=pending.result.verdict.value, reason=pending.result.reason)
         return kept
 

@@ -9,13 +9,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from loopwright_common.contracts.reports import MinuteCount
-from sqlalchemy import delete, event, func, select, text
+from loopwright_common.contracts.reports import MinuteCount, ReportState
+from sqlalchemy import case, delete, event, func, select, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from loopwright_gateway.adapters import tables as t
-from loopwright_gateway.adapters.unit import SqlUnit, outbox_item
+from loopwright_gateway.adapters.unit import OPEN_STATES, SqlUnit, outbox_item
+from loopwright_gateway.ports import Standing
 from loopwright_gateway.records import OutboxItem
 
 # Any number: it names the one lock that writers of this schema take, so that two replicas decide one after the other as one process does.
@@ -58,7 +59,10 @@ class SqlStore:
             async with self._writing.begin() as connection:
                 if self.postgresql:
                     await connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": WRITER_LOCK})
-                yield SqlUnit(connection)
+                unit = SqlUnit(connection)
+                yield unit
+            for call in unit.calls_after_commit:
+                call()
             async with self.committed:
                 self.committed.notify_all()
 
@@ -132,6 +136,33 @@ class SqlStore:
         """Forgets what was sent."""
         async with self._lock, self._writing.begin() as connection:
             await connection.execute(delete(t.outbox).where(t.outbox.c.id.in_(ids)))
+
+    async def standing(self, now: datetime) -> Standing:
+        """How many reports and changes are in each state, and what waits to be sent."""
+        at, changes = t.to_instant(now), t.changes.c
+        async with self.read() as connection:
+            reports = (await connection.execute(select(t.reports.c.state, func.count()).group_by(t.reports.c.state))).all()
+            opened = (
+                await connection.execute(
+                    select(changes.state, func.count(), func.min(changes.created_at))
+                    .where(changes.state.in_(OPEN_STATES))
+                    .group_by(changes.state)
+                )
+            ).all()
+            items, oldest = (
+                await connection.execute(
+                    # Rows that the release before wrote have no time.
+                    select(func.count(), func.min(case((t.outbox.c.decided_at > 0, t.outbox.c.decided_at))))
+                )
+            ).one()
+        none = dict.fromkeys(OPEN_STATES, 0)
+        return Standing(
+            reports={state.value: 0 for state in ReportState} | {state: int(count) for state, count in reports},
+            changes=none | {state: int(count) for state, count, _ in opened},
+            oldest_change_seconds=none | {state: max(0, at - created) / 1_000 for state, _, created in opened},
+            outbox_items=int(items),
+            outbox_oldest_seconds=max(0, at - oldest) / 1_000 if oldest else 0.0,
+        )
 
     async def prune(self, seen_before: datetime, events_kept: int) -> int:
         """Forgets signal and exposure ids seen before ``seen_before``, and all but the newest events. Returns the rows removed."""

@@ -277,6 +277,7 @@ outbox = Table(
     Column("about", String(512), nullable=False),
     Column("payload", Text, nullable=False),
     Column("traceparent", String(64), nullable=False, server_default=""),
+    Column("decided_at", Instant, nullable=False, server_default="0"),
 )
 
 events = Table(

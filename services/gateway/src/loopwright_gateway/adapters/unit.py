@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -65,7 +65,14 @@ def change_of(row: Mapping[Any, Any]) -> ChangeRecord:
 
 def outbox_item(row: Mapping[Any, Any]) -> OutboxItem:
     return OutboxItem(
-        row["kind"], json.loads(row["tokens"]), row["message_id"], row["about"], row["payload"], row["id"], row["traceparent"]
+        row["kind"],
+        json.loads(row["tokens"]),
+        row["message_id"],
+        row["about"],
+        row["payload"],
+        row["id"],
+        row["traceparent"],
+        t.from_instant(row["decided_at"]),
     )
 
 
@@ -75,6 +82,7 @@ class SqlUnit:
     def __init__(self, connection: AsyncConnection) -> None:
         self._connection = connection
         self._postgresql = connection.dialect.name == "postgresql"
+        self.calls_after_commit: list[Callable[[], None]] = []
 
     def _insert(self, table: Table) -> Any:
         return postgresql.insert(table) if self._postgresql else sqlite.insert(table)
@@ -426,6 +434,9 @@ class SqlUnit:
 
     # Outbox, events
 
+    def after_commit(self, call: Callable[[], None]) -> None:
+        self.calls_after_commit.append(call)
+
     async def enqueue(self, item: OutboxItem) -> None:
         values = {
             "kind": item.kind,
@@ -434,6 +445,7 @@ class SqlUnit:
             "about": item.about,
             "payload": item.payload,
             "traceparent": item.traceparent,
+            "decided_at": t.to_instant(item.decided_at),
         }
         await self._connection.execute(t.outbox.insert().values(values))
 
