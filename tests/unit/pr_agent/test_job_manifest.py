@@ -6,6 +6,8 @@ import copy
 import json
 
 import pytest
+from loopwright_pr_agent.sandbox import pod_runner
+from loopwright_pr_agent.sandbox.kubernetes.jobs import HAND_OVER_SECONDS
 from loopwright_pr_agent.sandbox.kubernetes.manifest import (
     JobRun,
     JobSettings,
@@ -165,3 +167,7 @@ def test_quantities_are_read_as_kubernetes_reads_them(text, number):
 def test_what_is_no_quantity_is_refused(text):
     with pytest.raises(ValueError, match="quantity"):
         bytes_of(text)
+
+
+def test_a_runner_gives_up_with_its_reason_before_its_job_is_ended_without_one():
+    assert pod_runner.FETCH_SECONDS_MAX + pod_runner.HAND_OVER_SECONDS_MAX + 60 < HAND_OVER_SECONDS

@@ -41,8 +41,10 @@ SECCOMP_MODE_FILTER = 2
 WATCH_SECONDS = 0.1  # how long a run may be over a limit before it is seen
 END_SECONDS = 10.0  # a killed tree ends at once; beyond it a process hangs in the kernel
 HTTP_SECONDS = 60.0
-FETCH_SECONDS_MAX = 900.0  # a broker that begins anew is asked again this long; the Job's own deadline may come first
-HAND_OVER_SECONDS_MAX = 900.0
+# How long a broker that does not answer is asked again: it is back within a minute, and its run is delivered again within another. Both
+# together are less than a Job may take beside its command, so that it ends with its reason and not by its deadline.
+FETCH_SECONDS_MAX = 240.0
+HAND_OVER_SECONDS_MAX = 600.0
 WAIT_FIRST_SECONDS, WAIT_MOST_SECONDS = 0.25, 5.0
 MEMBERS_MAX, PATH_BYTES_MAX = 1_000_000, 4_096
 REQUEST_BYTES_MAX = 4 * 1024**2

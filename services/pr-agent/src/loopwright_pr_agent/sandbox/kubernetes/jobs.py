@@ -48,7 +48,7 @@ from loopwright_pr_agent.sandbox.port import NoSandbox, RunRequest, RunResult, S
 WATCH_SECONDS = 10.0  # a watch that hears nothing is begun anew, so that a cut connection is noticed
 ASK_AGAIN_SECONDS = 2.0
 SETTLE_SECONDS = 5.0  # a status that says "ended, nobody knows why" often says why a moment later
-HAND_OVER_SECONDS = 300.0  # fetching, unpacking, making the diff, and a broker that begins anew in between
+HAND_OVER_SECONDS = 960.0  # fetching, unpacking, the diff, and a broker that begins anew: more than the runner asks it again in all
 FORGET_AFTER = timedelta(days=2)
 T = TypeVar("T")
 
