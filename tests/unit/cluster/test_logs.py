@@ -170,6 +170,18 @@ def test_templates_are_bounded_and_the_longest_unused_give_way():
     assert any(value is None for _, value in templates.unsaved())
 
 
+def test_services_without_number_are_bounded_and_a_flood_in_one_leaves_the_quiet_ones():
+    templates = Templates(place_max=64, project_max=100)
+    kept = templates.find("shop", "quiet", "log", "Lease for shard expired", DAY)
+    for number in range(600):
+        word = "".join("abcdefghij"[int(digit)] for digit in str(number))
+        templates.find("shop", "loud", "log", f"{word} {word}x {word}y", DAY)
+        templates.find("shop", f"once-{number}", "log", f"{word} only", DAY - 1)
+    assert templates.count("shop") <= 101
+    assert len(templates._projects["shop"]) <= 101
+    assert templates.find("shop", "quiet", "log", "Lease for shard expired", DAY) is kept
+
+
 @pytest.mark.timeout(60)  # backtracking that grows with the square takes minutes
 @pytest.mark.parametrize(
     "piece", ["a", "1", "a.", "0x", "'", "1:", "a@", "-", "Jan ", "f1", "/a", "_1", "a://", '"', "=a", "a=", "<*>", "\\", "Mon ", 'msg="']

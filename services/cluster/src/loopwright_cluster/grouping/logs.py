@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -28,6 +28,7 @@ PROJECT_TEMPLATES_MAX = 32_768  # about 16 MB; senders choose the names of servi
 EVICTED_SHARE = 16  # a sixteenth goes at once, so that a flood of nonsense does not sort the whole for every line
 COMPARED_MAX = 256  # templates of one length and first word that a new line is compared with, oldest first: bounds the work of a flood
 SHAPES_REMEMBERED_MAX = 8_192  # lines met again and again are answered from memory
+SHAPES_PER_TEMPLATE = 16
 WORDS_REMEMBERED_MAX = 32_768
 LITERALS_SHARE_MIN = 0.6  # of the words of both that must agree. Drain's .5 counts wildcards too; anything from .51 to .65 did alike here
 
@@ -215,8 +216,8 @@ class _Place:
                 found = self.add(Template(template_id(tokens), self.next_number, tokens))
             else:
                 found.tokens = common(found.tokens, tokens)
-        if len(self.remembered) >= SHAPES_REMEMBERED_MAX:
-            self.remembered.clear()
+        if len(self.remembered) >= min(SHAPES_REMEMBERED_MAX, SHAPES_PER_TEMPLATE * len(self.templates) + 16):
+            self.remembered.clear()  # of many services with few lines each, too, not more is remembered than they have to say
         self.remembered[tokens] = found
         return found, changed
 
@@ -239,21 +240,21 @@ class _Place:
         for bucket in self.buckets.values():
             bucket.sort(key=lambda template: (template.number, template.id))
 
-    def evict(self, count: int) -> list[str]:
-        """Forget those longest unused; their fingerprints stay as they are. Returns their ids."""
-        gone = sorted(self.templates.values(), key=lambda template: (template.used_on, template.number, template.id))[:count]
-        for template in gone:
-            self.remove(template.id)
-        return [template.id for template in gone]
-
-    def remove(self, id: str) -> None:
+    def remove(self, id: str) -> int:
+        """Forget a template; returns how many that were."""
         template = self.templates.pop(id, None)
-        if template is not None:
-            key = (len(template.tokens), template.tokens[0])
-            self.buckets[key].remove(template)
-            if not self.buckets[key]:
-                del self.buckets[key]
-            self.remembered.clear()
+        if template is None:
+            return 0
+        key = (len(template.tokens), template.tokens[0])
+        self.buckets[key].remove(template)
+        if not self.buckets[key]:
+            del self.buckets[key]
+        self.remembered.clear()
+        return 1
+
+
+def _oldest(templates: Iterable[Template]) -> list[Template]:
+    return sorted(templates, key=lambda template: (template.used_on, template.number, template.id))
 
 
 def _nearest(bucket: Iterable[Template], tokens: tuple[str, ...]) -> Template | None:
@@ -289,6 +290,7 @@ class Templates:
     def __init__(self, place_max: int = PLACE_TEMPLATES_MAX, project_max: int = PROJECT_TEMPLATES_MAX) -> None:
         self._place_max, self._project_max = place_max, project_max
         self._projects: dict[str, dict[str, _Place]] = {}
+        self._sizes: dict[str, int] = {}  # templates of each project
         self._unsaved: dict[str, Template | None] = {}
         self._unsettled: set[tuple[str, str]] = set()
 
@@ -302,7 +304,9 @@ class Templates:
         if (project, name) in self._unsettled:
             self._unsettled.discard((project, name))
             place.settle()
+        before = len(place.templates)
         found, changed = place.find(shape(line))
+        self._sizes[project] = self._sizes.get(project, 0) + len(place.templates) - before
         if changed or found.used_on < day:
             found.used_on = max(day, found.used_on)
             self._unsaved[f"{project}.{name}.{found.id}"] = found
@@ -310,16 +314,25 @@ class Templates:
                 self._bound(project, places, name)
         return found
 
-    def _bound(self, project: str, places: Mapping[str, _Place], name: str) -> None:
-        if len(places[name].templates) > self._place_max:
-            self._forget(project, places, name)
-        elif sum(len(place.templates) for place in places.values()) > self._project_max:
-            self._forget(project, places, max(places, key=lambda name: (len(places[name].templates), name)))
-
-    def _forget(self, project: str, places: Mapping[str, _Place], name: str) -> None:
+    def _bound(self, project: str, places: dict[str, _Place], name: str) -> None:
         place = places[name]
-        for id in place.evict(max(1, len(place.templates) // EVICTED_SHARE)):
-            self._unsaved[f"{project}.{name}.{id}"] = None
+        if len(place.templates) > self._place_max:
+            found = [(name, template) for template in _oldest(place.templates.values())]
+            self._forget(project, places, found[: max(1, len(found) // EVICTED_SHARE)])
+        elif self._sizes[project] > self._project_max:
+            every = [(where, template) for where, other in places.items() for template in other.templates.values()]
+            # Of one day, those of the services with the most: a flood in one does not push out what the quiet ones say.
+            every.sort(key=lambda item: (item[1].used_on, -len(places[item[0]].templates), item[1].number, item[1].id))
+            self._forget(project, places, every[: max(1, len(every) // EVICTED_SHARE)])
+
+    def _forget(self, project: str, places: dict[str, _Place], gone: Iterable[tuple[str, Template]]) -> None:
+        """Forget templates; their fingerprints stay as they are."""
+        for name, template in gone:
+            place = places[name]
+            self._sizes[project] -= place.remove(template.id)
+            self._unsaved[f"{project}.{name}.{template.id}"] = None
+            if not place.templates:
+                del places[name]
 
     def unsaved(self, project: str | None = None) -> list[Change]:
         """What is to be stored, by key: of one project, or of all."""
@@ -343,20 +356,26 @@ class Templates:
         name, _, id = rest.partition(".")
         if not (project and name and id):
             raise ValueError(f"{key!r} names no template; expected <project>.<place>.<template>")
-        place = self._projects.setdefault(project, {}).setdefault(name, _Place())
+        places = self._projects.setdefault(project, {})
         if value is None:
-            place.remove(id)
+            if name in places:
+                self._sizes[project] -= places[name].remove(id)
+                if not places[name].templates:
+                    del places[name]
             return
         found = json.loads(value)
         tokens = tuple(str(token) for token in found["tokens"])
         if not tokens:
             raise ValueError(f"the template {key!r} has no words")
+        place = places.setdefault(name, _Place())
+        before = len(place.templates)
         place.add(Template(id, int(found["number"]), tokens, int(found["used_on"])))
+        self._sizes[project] = self._sizes.get(project, 0) + len(place.templates) - before
         self._unsettled.add((project, name))
 
     def count(self, project: str) -> int:
         """How many templates a project has."""
-        return sum(len(place.templates) for place in self._projects.get(project, {}).values())
+        return self._sizes.get(project, 0)
 
 
 @lru_cache(4_096)
