@@ -357,7 +357,7 @@ def test_a_single_frame_is_read_in_any_notation(line, expected):
         ("shop.errors.PaymentFailed: no card", "shop.errors.PaymentFailed"), ("KeyError", "KeyError"),
         ("Uncaught TypeError: x", "TypeError"),
         ("Exception in thread \"main\" java.lang.Error: x", "java.lang.Error"), ("panic: boom", "panic"),
-        ("cannot pay: no card", ""), ("Foo bar: x", ""),
+        ("cannot pay: no card", ""), ("Foo bar: x", ""), ("Fehler: x", ""), ("CartGone: x", "CartGone"),
     ],
 )  # fmt: skip
 def test_the_type_is_read_from_a_title(title, type_):

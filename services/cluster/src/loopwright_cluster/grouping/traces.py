@@ -71,9 +71,12 @@ _FILE_FUNCTION = re.compile(
     rf"^({_SOURCE})(?::(\d{{1,8}}))?(?::\d{{1,8}})?(?::([^\d\s:][^\s:]{{0,200}}))?(?::\d{{1,8}})?(?:\s([^\s:]{{1,200}}))?$"
 )
 _GO_NAME = re.compile(r"/[\w.-]{1,100}\.|\(\*\w|\.func\d|\$\$Lambda")
+# `Fehler: ...` is how a person's language says that something failed: a type is qualified, or ends as types do, or has two humps.
 _TITLED = re.compile(
     r"^(?:Uncaught |Unhandled exception[.:]? |Unhandled \w{1,20}: |Exception in thread \"[^\"]{0,200}\" |\(in promise\) ){0,2}"
-    r"((?:[A-Za-z_][\w$]{0,100}(?:\.|::|\\)){0,12}[A-Z][\w$]{1,120}|panic|fatal error)(?=: |:?$)"
+    r"((?:[A-Za-z_][\w$]{0,100}(?:\.|::|\\)){1,12}[A-Z][\w$]{1,120}"
+    r"|[A-Z][\w$]{0,120}(?:Error|Exception|Fault|Failure|Failed|Warning|Interrupt|Timeout|Exit|Overflow)"
+    r"|[A-Z][a-z\d]{1,40}(?:[A-Z][a-z\d]{1,40}){1,6}|Error|Exception|panic|fatal error)(?=: |:?$)"
 )
 _CAUSED_BY = re.compile(r"^.{0,200}?[Cc]aused by:? ((?:[A-Za-z_][\w$]{0,100}[.:\\]{1,2}){0,12}[A-Z][\w$]{1,120})(?=:|$|\s)")
 _RUBY_HINT = re.compile(r":\d{1,8}:in [`']")
