@@ -240,7 +240,9 @@ def test_files_keep_what_two_builds_share(path, expected):
     assert file_name(path) == expected
 
 
-@pytest.mark.parametrize("module", ["java.util.List", "org.springframework.web.Foo", "System.Linq.Enumerable", "kotlin.collections"])
+@pytest.mark.parametrize(
+    "module", ["java.util.List", "org.springframework.web.Foo", "System.Linq.Enumerable", "kotlin.collections", "net/http"]
+)
 def test_runtimes_and_frameworks_are_foreign_whatever_the_sender_says(module):
     assert is_foreign(module, "")
     assert not is_foreign(f"com.acme.{module}", "")
@@ -340,7 +342,7 @@ def test_a_trace_that_comes_as_text_is_read(text, types, places):
         ("at total (https://x.io/a.js:1:22)", "a.js:total"),
         ("total@https://x.io/a.js:1:2", "a.js:total"),
         ("a.js:10:5", "a.js:<anonymous>"),
-        ("github.com/a/b.(*C).D.func1", ":github.com/a/b.(*C).D<lambda>"),
+        ("github.com/a/b.(*C).D.func1", "github.com/a/b:(*C).D<lambda>"),
         ("app/o.rb:12:in `total'", "app/o.rb:total"),
         ("Shop.Cart.Total(Int32 x) in C:\\src\\Cart.cs:line 3", "Shop.Cart:Total"),
         ("core::ptr::drop::h0123456789abcdef", ":core::ptr::drop"),

@@ -48,7 +48,8 @@ _FOREIGN_MODULE = re.compile(
     r"^(?:java|javax|jdk|sun|com\.sun|jakarta|kotlin|kotlinx|scala|akka|groovy|clojure|dalvik|android|androidx|org\.(?:springframework"
     r"|apache|hibernate|eclipse|junit|jboss|codehaus|slf4j|mockito)|io\.(?:netty|undertow|grpc|vertx|reactivex|micrometer)|reactor\.core"
     r"|com\.(?:zaxxer|fasterxml|google\.common|mysql|android)|ch\.qos|System|Microsoft|MS\.Internal|Newtonsoft|NUnit|Xunit"
-    r"|net/http)(?:$|[./])|^runtime$"
+    r"|net/http|net/rpc|database/sql|encoding/\w{1,20}|internal/\w{1,20}|crypto/\w{1,20}|text/template|html/template|os/exec|sync/atomic)(?:$|[./])"
+    r"|^(?:runtime|reflect|bufio)$"
 )
 
 _SIGNATURE = re.compile(r"(?<=[\w>$\]])\((?!\*)[^()]{0,400}(?:\([^()]{0,200}\)[^()]{0,200}){0,8}\).{0,64}$")

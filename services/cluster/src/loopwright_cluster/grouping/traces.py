@@ -70,6 +70,7 @@ _OF_FILE = re.compile(rf"^(\S{{1,300}}?) ?[(\[]({_SOURCE})(?::(\d{{1,8}}))?(?::\
 _FILE_FUNCTION = re.compile(
     rf"^({_SOURCE})(?::(\d{{1,8}}))?(?::\d{{1,8}})?(?::([^\d\s:][^\s:]{{0,200}}))?(?::\d{{1,8}})?(?:\s([^\s:]{{1,200}}))?$"
 )
+_GO_PACKAGE = re.compile(r"^((?:[\w.~@%-]{1,100}/){1,12}[\w%-]{1,100})\.(\S{1,200})$")
 _GO_NAME = re.compile(r"/[\w.-]{1,100}\.|\(\*\w|\.func\d|\$\$Lambda")
 # `Fehler: ...` is how a person's language says that something failed: a type is qualified, or ends as types do, or has two humps.
 _TITLED = re.compile(
@@ -147,6 +148,8 @@ def frame_of(text: str) -> StackFrame:
         module, _, function = found[1].rpartition(".")
         return _frame(found[3] or "", function, found[4], module=module)
     name = line.removeprefix("at ")
+    if found := _GO_PACKAGE.match(name):
+        return _frame("", found[2], module=found[1])
     module, _, function = name.rpartition(".")
     return (
         _frame("", function, module=module) if module and function and " " not in name and not _GO_NAME.search(name) else _frame("", name)
