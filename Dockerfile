@@ -3,7 +3,7 @@
 #   docker build --target services -t loopwright/loopwright:0.1.0 .    all services; the command chooses: python -m loopwright_<service>
 #   docker build --target sandbox  -t loopwright/sandbox:0.1.0 .       where changes are made; --build-arg EXTRA_DEBIAN_PACKAGES="nodejs npm"
 #
-# linux/amd64 and linux/arm64. docs/decisions/0008 says why they are made this way.
+# linux/amd64 and linux/arm64. docs/decisions/0007 says why they are made this way.
 #
 # A package index that is not the public one, and its certificate authority, are handed in as secrets, which no layer keeps:
 #   --secret id=packages,src=FILE   a shell file, as: export PIP_INDEX_URL=... UV_DEFAULT_INDEX=...
