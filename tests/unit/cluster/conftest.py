@@ -7,6 +7,7 @@ from loopwright_cluster.adapters.qdrant_server import QdrantServerIndex
 from loopwright_cluster.costly import CostlyPath
 from loopwright_cluster.embedding.hashing import HashingEmbedding
 from loopwright_cluster.embedding.minilm import MiniLmEmbedding
+from loopwright_cluster.fingerprinting import Fingerprinting
 from loopwright_cluster.handlers import ProjectLocks, SignalGrouping
 from loopwright_cluster.records import Records
 from loopwright_cluster.regrouping import Regrouping, Search
@@ -69,13 +70,20 @@ class Flow:
     def __init__(self, bus, embedding, index):
         self.bus, self.embedding, self.index = bus, embedding, index
         self.new_per_minute = 0
+        self.fingerprinting = None
         self.clock = FakeClock(START + timedelta(hours=1))
 
     async def restart(self, *, bus=None, index=None):
         bus, index = bus or self.bus, index or self.index
         self.records = await Records.open(bus)
+        if self.fingerprinting is not None:
+            await self.fingerprinting.stop()
+        self.fingerprinting = await Fingerprinting.open(bus)
+        await self.fingerprinting.start()
         locks = ProjectLocks()
-        self.grouping = SignalGrouping(bus, self.records, self.embedding, index, self.clock, locks, CostlyPath(self.new_per_minute))
+        self.grouping = SignalGrouping(
+            bus, self.records, self.embedding, index, self.clock, locks, CostlyPath(self.new_per_minute), self.fingerprinting
+        )
         self.regrouping = Regrouping(bus, self.records, index, locks)
         self.search = Search(self.records, self.embedding, index)
         return self

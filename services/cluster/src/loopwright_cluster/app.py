@@ -15,6 +15,7 @@ from loopwright_common.clock import Clock, SystemClock
 from loopwright_common.contracts.subjects import COMMANDS_GROUPS, REPORTS_TRANSITIONED, SEARCH_QUERY, SIGNALS
 from loopwright_common.nats_bus import open_bus
 from loopwright_common.process import service_app
+from loopwright_common.projects import Projects
 
 from loopwright_cluster import api
 from loopwright_cluster.adapters.qdrant_edge import QdrantEdgeIndex
@@ -22,6 +23,7 @@ from loopwright_cluster.costly import CostlyPath
 from loopwright_cluster.embedding.hashing import HashingEmbedding
 from loopwright_cluster.embedding.minilm import MiniLmEmbedding
 from loopwright_cluster.embedding.pool import EmbeddingPool
+from loopwright_cluster.fingerprinting import Fingerprinting
 from loopwright_cluster.handlers import ProjectLocks, SignalGrouping
 from loopwright_cluster.ports import Embedding, VectorIndex
 from loopwright_cluster.records import Records
@@ -84,13 +86,21 @@ class Service:
         self._batch_max = batch_max
         self._costly = CostlyPath(new_per_minute)
         self._records: Records | None = None
+        self._projects: Projects | None = None
+        self._fingerprinting: Fingerprinting | None = None
 
     async def start(self) -> None:
         records = self._records = await Records.open(self.bus)
         await records.start()
+        projects = self._projects = Projects(self.bus)
+        await projects.start()
+        # Before a signal is fingerprinted: a project's rules that come late would give it another fingerprint.
+        await projects.wait_loaded()
+        fingerprinting = self._fingerprinting = await Fingerprinting.open(self.bus, projects)
+        await fingerprinting.start()
         await fill_index(records, self.embedding, self.index)
         locks = ProjectLocks()
-        grouping = SignalGrouping(self.bus, records, self.embedding, self.index, self._clock, locks, self._costly)
+        grouping = SignalGrouping(self.bus, records, self.embedding, self.index, self._clock, locks, self._costly, fingerprinting)
         regrouping = Regrouping(self.bus, records, self.index, locks)
         # How reports stand is heard before signals are placed, so that a restart does not put a recurrence into a resolved report.
         await self.bus.consume_batches(
@@ -118,8 +128,9 @@ class Service:
     async def pause(self, drain: timedelta = timedelta(seconds=10)) -> None:
         """Stop grouping; embedding and index stay open for another."""
         await self.bus.close(drain)
-        if self._records is not None:
-            await self._records.stop()
+        for part in (self._fingerprinting, self._projects, self._records):
+            if part is not None:
+                await part.stop()
 
     async def stop(self, drain: timedelta) -> None:
         await self.pause(drain)

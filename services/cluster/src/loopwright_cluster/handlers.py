@@ -4,10 +4,11 @@ Why the order of the steps makes every effect happen once, wherever the process 
 
 1. A new fingerprint's record (report, decision, all that is needed to index it) is created by compare-and-set. From here on it is decided.
 2. Its point goes into the vector index. Only recorded fingerprints are ever in there.
-3. The facts are published under ids derived from the signals; those of one known fingerprint in one fact.
-4. The bus acknowledges the batch.
+3. What the fingerprinting learned and noted is stored.
+4. The facts are published under ids derived from the signals; those of one known fingerprint in one fact.
+5. The bus acknowledges the batch.
 
-A signal that comes again finds its record and repeats steps 2 and 3 with the recorded decision: the same point, and the same fact, though
+A signal that comes again finds its record and repeats steps 2 to 4 with the recorded decision: the same point, and the same fact, though
 perhaps together with other signals than the first time. Who counts signals counts each id once.
 """
 
@@ -37,9 +38,10 @@ from prometheus_client import Counter
 
 from loopwright_cluster.costly import CostlyPath
 from loopwright_cluster.domain import Candidate, Decision, Exemplar, Outcome
+from loopwright_cluster.fingerprinting import Fingerprinting
 from loopwright_cluster.grouping import v1
 from loopwright_cluster.grouping.describe import describe
-from loopwright_cluster.grouping.fingerprints import Fingerprint, fingerprint
+from loopwright_cluster.grouping.fingerprints import Fingerprint
 from loopwright_cluster.neighbourhood import Neighbourhood, Vector
 from loopwright_cluster.ports import Embedding, VectorIndex, Vectors
 from loopwright_cluster.records import FingerprintRecord, Place, Pointer, Records
@@ -86,7 +88,15 @@ class SignalGrouping:
     """Puts each signal of the stream into a report and says so. One batch of a project at a time; the other handlers share ``locks``."""
 
     def __init__(
-        self, bus: Bus, records: Records, embedding: Embedding, index: VectorIndex, clock: Clock, locks: ProjectLocks, costly: CostlyPath
+        self,
+        bus: Bus,
+        records: Records,
+        embedding: Embedding,
+        index: VectorIndex,
+        clock: Clock,
+        locks: ProjectLocks,
+        costly: CostlyPath,
+        fingerprinting: Fingerprinting,
     ) -> None:
         self._bus = bus
         self._records = records
@@ -95,6 +105,7 @@ class SignalGrouping:
         self._clock = clock
         self._locks = locks
         self._costly = costly
+        self._fingerprinting = fingerprinting
 
     async def handle(self, batch: Sequence[Received[Signal]]) -> None:
         """Decide, store, publish. Raises Conflict when another replica wrote meanwhile; the batch is then handed in again."""
@@ -109,6 +120,7 @@ class SignalGrouping:
                 work = _Batch(self, [message.payload for message in messages])
                 grouped = await work.decide()
                 await work.store()
+                await self._fingerprinting.save(project)
                 await self._publish(grouped, messages)
 
     async def _publish(self, grouped: Sequence[Grouped], batch: Sequence[Received[Signal]]) -> None:
@@ -129,13 +141,13 @@ def runs(grouped: Sequence[Grouped], batch: Sequence[Received[Signal]]) -> list[
     A fact stands where its first signal stood, so the one that opens a report comes before all others of it.
     """
     found: list[list[int]] = []
-    open_runs: dict[tuple[str, str, str], tuple[list[int], int]] = {}
+    open_runs: dict[tuple[str, str, str, str], tuple[list[int], int]] = {}
     for at, item in enumerate(grouped):
         decision = item.decision
         if decision.rule not in TOGETHER:
             found.append([at])
             continue
-        key = (item.report_id, decision.fingerprint, decision.rule)
+        key = (item.report_id, decision.fingerprint, decision.rule, decision.reason)
         size = len(batch[at].stored)
         run, held = open_runs.get(key, (None, 0))
         if run is None or held + size > FACT_BYTES_MAX or len(run) >= SIGNALS_PER_FACT_MAX:
@@ -197,7 +209,8 @@ class _Batch:
         self._embedding = grouping._embedding
         self._costly = grouping._costly
         self._now = grouping._clock.now()
-        self._signals = [(signal, fingerprint(signal)) for signal in signals]
+        self._fingerprinting = grouping._fingerprinting
+        self._signals = [(signal, grouping._fingerprinting.of(signal)) for signal in signals]
         self._neighbourhood = Neighbourhood(grouping._index, degraded=grouping._embedding.degraded)
         self._pointers: dict[Key, Pointer | None] = {}
         self._created: dict[Key, FingerprintRecord] = {}
@@ -332,7 +345,12 @@ class _Batch:
             place = await self._records.place(signal.project, exemplar.report_id, _occurred(signal), signal.id)
             return place.recurred or place.report_id, place.quiet
 
-        if vector is None:
+        grouped = await self._elsewhere(signal, found)
+        if grouped is not None:
+            exemplar = newcomer.in_report(grouped.report_id)
+            if vector is not None:
+                self._neighbourhood.add(exemplar, vector)
+        elif vector is None:
             reason = f"new fingerprint, not compared with earlier reports: {self._over_limit}"
             opened = self._decision(Outcome.OPEN, "new", reason, found).model_copy(update={"degraded": True})
             grouped = Grouped(signal, report_id_for(signal), opened)
@@ -342,6 +360,7 @@ class _Batch:
             grouped = await self._settle(signal, found, v1.decide(newcomer, around))
             exemplar = newcomer.in_report(grouped.report_id)
             self._neighbourhood.add(exemplar, vector)
+        self._fingerprinting.note(signal, found)
         self._pointers[key] = Pointer(grouped.report_id, signal.id)
         self._created[key] = FingerprintRecord(
             report_id=grouped.report_id,
@@ -352,6 +371,19 @@ class _Batch:
             exemplar=exemplar.to_payload(),
         )
         return grouped
+
+    async def _elsewhere(self, signal: Signal, found: Fingerprint) -> Grouped | None:
+        """Where the same problem is known under another key, as a wrapper or another version of the fingerprints makes one."""
+        for other in await self._fingerprinting.elsewhere(signal, found):
+            key = (signal.project, other.fingerprint)
+            pointer = self._pointers.get(key) or await self._records.pointer(*key)
+            if pointer is None:
+                continue
+            place = await self._records.place(signal.project, pointer.report_id, _occurred(signal), signal.id)
+            if place.recurred is not None:
+                return await self._recurrence(signal, found, place, other.reason)
+            return Grouped(signal, place.report_id, self._decision(Outcome.JOIN, "fingerprint", other.reason, found))
+        return None
 
     async def _settle(self, signal: Signal, found: Fingerprint, decision: Decision) -> Grouped:
         """A matcher's decision, with what has become of the report it names."""
