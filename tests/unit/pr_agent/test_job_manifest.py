@@ -84,6 +84,14 @@ def test_a_broker_named_by_address_needs_no_alias():
     assert "hostAliases" not in pod_of(run=run)
 
 
+def test_a_job_and_its_pod_name_the_trace_they_belong_to():
+    trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    job = job_manifest(SETTINGS, JobRun(**{**vars(RUN), "traceparent": trace}))
+    for metadata in (job["metadata"], job["spec"]["template"]["metadata"]):
+        assert metadata["annotations"]["loopwright.dev/traceparent"] == trace
+    assert "loopwright.dev/traceparent" not in job_manifest(SETTINGS, RUN)["metadata"]["annotations"]
+
+
 def test_a_job_is_tried_once_and_bounded_in_time():
     spec = job_manifest(SETTINGS, RUN)["spec"]
     assert (spec["backoffLimit"], spec["completions"], spec["parallelism"]) == (0, 1, 1)

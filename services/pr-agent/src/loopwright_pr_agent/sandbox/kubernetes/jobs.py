@@ -217,6 +217,7 @@ class KubernetesSandbox:
             broker_address=await self._broker_address(),
             deadline_seconds=max(1, int(left)),
             memory_bytes=request.limits.memory_bytes,
+            traceparent=telemetry.traceparent(),
         )
         return job_manifest(self._settings, run)
 

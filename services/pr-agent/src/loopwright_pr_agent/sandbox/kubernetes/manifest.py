@@ -17,7 +17,7 @@ from loopwright_pr_agent.sandbox.port import MIB
 RUNNER = "/opt/loopwright/pod_runner.py"  # where the sandbox image keeps it
 MANAGER = "loopwright-pr-agent"
 LABEL_RUN, LABEL_CHANGE, LABEL_PROJECT = "loopwright.dev/run", "loopwright.dev/change", "loopwright.dev/project"
-ANNOTATION_KEY, ANNOTATION_CLAIM = "loopwright.dev/key", "loopwright.dev/claim"
+ANNOTATION_KEY, ANNOTATION_CLAIM, ANNOTATION_TRACE = "loopwright.dev/key", "loopwright.dev/claim", "loopwright.dev/traceparent"
 SELECTOR = f"app.kubernetes.io/managed-by={MANAGER},app.kubernetes.io/component=sandbox"
 RUNNER_MEMORY_BYTES = 128 * MIB  # the interpreter beside the command, 25 MiB, and the page cache the kernel counts to the pod
 INPUTS_BYTES, LOG_BYTES = 64 * MIB, 64 * MIB
@@ -66,6 +66,7 @@ class JobRun:
     deadline_seconds: int
     memory_bytes: int
     broker_address: str = ""
+    traceparent: str = ""  # of the run's span: leads from the Job to its trace. The pod has nowhere to send spans of its own
 
 
 def run_id(key: str) -> str:
@@ -90,6 +91,8 @@ def job_manifest(settings: JobSettings, run: JobRun) -> dict[str, Any]:
         LABEL_PROJECT: label_value(run.project),
     }
     annotations = {ANNOTATION_KEY: run.key[:1_000], ANNOTATION_CLAIM: run.claim}
+    if run.traceparent:
+        annotations[ANNOTATION_TRACE] = run.traceparent
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
