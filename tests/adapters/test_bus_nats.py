@@ -23,6 +23,7 @@ from loopwright_common.nats_bus import NatsBus
 from loopwright_common.testing.nats_server import NatsServer
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
+from prometheus_client import REGISTRY
 
 NOW = datetime(2026, 11, 26, 10, 0, tzinfo=UTC)
 SOON = timedelta(milliseconds=50)
@@ -658,3 +659,36 @@ async def test_a_flow_for_each_project_goes_on_where_the_one_flow_of_all_had_end
     await nats_bus.publish(signal(20))
     await nats_bus.consume_batches(replace(wanted, per_project=True), new)
     await until(lambda: after == ["s20"])
+
+
+async def test_lag_is_what_jetstream_says_and_is_unsaid_when_it_says_nothing(nats_server: NatsServer, new_nats_bus: Any) -> None:
+    bus: NatsBus = await new_nats_bus("lagging")
+    started, release = asyncio.Event(), asyncio.Event()
+
+    async def handle(_: Received[Any]) -> None:
+        started.set()
+        await release.wait()
+
+    def shown(name: str) -> float | None:
+        return REGISTRY.get_sample_value(name, {"consumer": "lag-test", "stream": "SIGNALS"})
+
+    await bus.publish_batch([signal(number) for number in range(10)])
+    await bus.consume(spec("lag-test", ordered=True), handle)
+    await asyncio.wait_for(started.wait(), 10)
+    await bus.lag.read()
+    assert (shown("loopwright_consumer_pending"), shown("loopwright_consumer_ack_pending")) == (9, 1)
+
+    nats_server.kill()
+    await bus.lag.read()
+    assert (shown("loopwright_consumer_pending"), shown("loopwright_consumer_ack_pending")) == (None, None)
+
+    nats_server.start()
+    release.set()
+
+    async def drained() -> bool:
+        await bus.lag.read()
+        return shown("loopwright_consumer_pending") == 0 and shown("loopwright_consumer_ack_pending") == 0
+
+    async with asyncio.timeout(30):
+        while not await drained():
+            await asyncio.sleep(0.1)
