@@ -52,6 +52,8 @@ class FakeCluster:
     def close(self) -> None:
         for name in list(self.jobs):
             self.delete_job(name, self.jobs[name]["metadata"]["uid"])
+        for uid in list(self._processes):  # of Jobs too that a test put something else in the place of
+            self._end(uid)
         shutil.rmtree(self._scratch, ignore_errors=True)
 
     # The API
