@@ -249,7 +249,8 @@ class Demo:
     def _await_deploy(self, commit: str) -> None:
         def look() -> bool:
             if self._deployer.poll() is not None:
-                raise DemoFailed(f"the shop's deployer ended; see {self.stack.logs / 'deployer.log'}")
+                log = self.stack.logs / "deployer.log"
+                raise DemoFailed(f"the shop's deployer ended; see {log}: {log.read_text(errors='replace')[-300:].strip()}")
             with contextlib.suppress(queue.Empty):
                 return bool(self._deploys.get_nowait()["deployed"] == commit)
             return False
