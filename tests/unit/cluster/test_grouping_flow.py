@@ -53,7 +53,7 @@ async def test_the_first_signal_opens_a_report_and_the_second_of_the_same_crash_
     assert (first.decision.outcome, first.decision.rule) == ("opened", "new")
     assert (second.decision.outcome, second.decision.rule) == ("joined", "fingerprint")
     assert "checkout.py:checkout" in second.decision.reason
-    assert first.decision.grouping_version == "v1"
+    assert first.decision.grouping_version == "v2"
 
 
 async def test_a_known_fingerprint_never_reaches_the_embedding(new_flow, crash):

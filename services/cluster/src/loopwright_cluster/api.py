@@ -8,7 +8,7 @@ from fastapi import APIRouter
 from loopwright_common.contracts.base import Contract
 from loopwright_common.problems import ProblemError
 
-from loopwright_cluster.grouping import v1
+from loopwright_cluster.grouping import v2
 from loopwright_cluster.ports import Embedding, VectorIndex
 
 
@@ -32,7 +32,7 @@ def router(running: Callable[[], tuple[Embedding, VectorIndex] | None]) -> APIRo
             raise ProblemError(503, "The service is starting; ask again in a moment.", headers={"Retry-After": "1"})
         embedding, index = parts
         return GroupingStatus(
-            grouping_version=v1.VERSION, embedding=embedding.name, degraded=embedding.degraded, fingerprints_indexed=await index.count()
+            grouping_version=v2.VERSION, embedding=embedding.name, degraded=embedding.degraded, fingerprints_indexed=await index.count()
         )
 
     return routes

@@ -18,7 +18,7 @@ import asyncio
 from collections import Counter as Tally
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 from weakref import WeakValueDictionary
@@ -39,9 +39,9 @@ from prometheus_client import Counter
 from loopwright_cluster.costly import CostlyPath
 from loopwright_cluster.domain import Candidate, Decision, Exemplar, Outcome
 from loopwright_cluster.fingerprinting import Fingerprinting
-from loopwright_cluster.grouping import v1
 from loopwright_cluster.grouping.describe import describe
 from loopwright_cluster.grouping.fingerprints import Fingerprint
+from loopwright_cluster.judging import Judging
 from loopwright_cluster.neighbourhood import Neighbourhood, Vector
 from loopwright_cluster.ports import Embedding, VectorIndex, Vectors
 from loopwright_cluster.records import FingerprintRecord, Place, Pointer, Records
@@ -97,6 +97,7 @@ class SignalGrouping:
         locks: ProjectLocks,
         costly: CostlyPath,
         fingerprinting: Fingerprinting,
+        judging: Judging | None = None,
     ) -> None:
         self._bus = bus
         self._records = records
@@ -106,6 +107,7 @@ class SignalGrouping:
         self._locks = locks
         self._costly = costly
         self._fingerprinting = fingerprinting
+        self._judging = judging or Judging()
 
     async def handle(self, batch: Sequence[Received[Signal]]) -> None:
         """Decide, store, publish. Raises Conflict when another replica wrote meanwhile; the batch is then handed in again."""
@@ -205,6 +207,7 @@ class _Batch:
 
     def __init__(self, grouping: SignalGrouping, signals: Sequence[Signal]) -> None:
         self._records = grouping._records
+        self._judging = grouping._judging
         self._index = grouping._index
         self._embedding = grouping._embedding
         self._costly = grouping._costly
@@ -247,6 +250,7 @@ class _Batch:
         pending = self._neighbourhood.pending
         if pending:
             await self._index.upsert([exemplar for exemplar, _ in pending], np.stack([vector for _, vector in pending]))
+            self._judging.stored([exemplar for exemplar, _ in pending])
 
     async def _look_up(self) -> None:
         keys = list({(signal.project, found.key): None for signal, found in self._signals if signal.about_report is None})
@@ -356,8 +360,11 @@ class _Batch:
             grouped = Grouped(signal, report_id_for(signal), opened)
             exemplar = newcomer.in_report(grouped.report_id)  # recorded; it is indexed when the service starts next
         else:
-            around = await self._neighbourhood.around(newcomer, vector, standing)
-            grouped = await self._settle(signal, found, v1.decide(newcomer, around))
+            judged = await self._judging.decide(self._index, self._neighbourhood, newcomer, vector, standing)
+            grouped = await self._settle(signal, found, judged.decision)
+            similar = dict.fromkeys(item.report_id for item in judged.similar if item.report_id != grouped.report_id)
+            linked = grouped.decision.model_copy(update={"similar": tuple(similar)[:NEIGHBOURS_SHOWN]})
+            grouped = replace(grouped, decision=linked)
             exemplar = newcomer.in_report(grouped.report_id)
             self._neighbourhood.add(exemplar, vector)
         self._fingerprinting.note(signal, found)
@@ -417,7 +424,7 @@ class _Batch:
                 "reason": reason[:2_000],
                 "fingerprint": found.key,
                 "neighbours": [_neighbour(item) for item in candidates[:NEIGHBOURS_SHOWN]],
-                "grouping_version": v1.VERSION,
+                "grouping_version": self._judging.version,
                 # A fingerprint is as good without a model; what was compared with a stand-in says so.
                 "degraded": self._embedding.degraded and rule in {"new", "similarity", "recurrence"},
             }

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from loopwright_cluster.domain import Exemplar, Match
 from loopwright_cluster.grouping.lexicon import Sparse, stored_vector
-from loopwright_cluster.grouping.wording import read
+from loopwright_cluster.grouping.wording import wording_of
 
 Vectors = npt.NDArray[np.float32]
 
@@ -69,7 +69,7 @@ class Hybrid:
 
 def sparse_of(exemplar: Exemplar) -> Sparse:
     """The sparse vector an index keeps for an exemplar."""
-    return stored_vector(read(exemplar.title, exemplar.body))
+    return stored_vector(wording_of(exemplar.title, exemplar.body))
 
 
 class VectorIndex(Protocol):

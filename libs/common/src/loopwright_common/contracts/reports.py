@@ -34,6 +34,7 @@ class GroupingDecision(Contract):
     neighbours: tuple[Neighbour, ...] = Field(default=(), max_length=10)
     grouping_version: Line
     degraded: bool = False  # not compared as it should be: the embedding was a stand-in, or the reason says that a limit was reached
+    similar: tuple[Identifier, ...] = Field(default=(), max_length=10)  # reports that may be the same problem, most probable first
 
 
 SIGNALS_PER_FACT_MAX = 1_000

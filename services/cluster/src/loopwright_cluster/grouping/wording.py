@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from zlib import crc32
 
 from loopwright_cluster.grouping.anchors import stem
@@ -21,6 +22,7 @@ PROSE_WORDS_MAX = 150
 ERROR_LINES_MAX = 12
 NAMES_MAX = 120
 LINE_CHARS_MIN, LINE_CHARS_MAX = 12, 300  # shorter lines (`}`, `fn main() {`) are everybody's
+WORDINGS_REMEMBERED_MAX = 8_192  # about 10 KB each
 TITLE_WEIGHT = 2  # a title's word counts as two more: titles are what reporters choose with care
 
 _WORD = re.compile(r"[^\W_]{1,64}")
@@ -112,6 +114,12 @@ def read(title: str, body: str) -> Wording:
         prose=frozenset(word_list(_FENCED.sub("\n", body))[:PROSE_WORDS_MAX]),
         length=len(title_words) + len(body_words),
     )
+
+
+@lru_cache(maxsize=WORDINGS_REMEMBERED_MAX)
+def wording_of(title: str, body: str) -> Wording:
+    """``read``, remembered: what is compared again and again is taken apart once."""
+    return read(title, body)
 
 
 def _names(text: str) -> set[str]:

@@ -1,0 +1,120 @@
+"""How a new fingerprint is judged: which version decides, which one runs beside it in shadow, the projects' lexicons, and who is asked.
+
+A project's lexicon is read from the index when the project is first judged here, and again when the index has come to differ much from it
+(another replica wrote). Texts of the batch in hand count at once; they enter the lexicon when the batch is stored, so that a batch which
+is handed in again counts once.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+import structlog
+from prometheus_client import Counter
+
+from loopwright_cluster.adjudication import Adjudicator, Asking
+from loopwright_cluster.domain import Candidate, Decision, Exemplar, Outcome
+from loopwright_cluster.grouping import v1, v2
+from loopwright_cluster.grouping.lexicon import Lexicon, Rarity
+from loopwright_cluster.grouping.v1 import HUMAN_KINDS
+from loopwright_cluster.grouping.wording import wording_of
+from loopwright_cluster.neighbourhood import Neighbourhood, Standing, Vector
+from loopwright_cluster.ports import VectorIndex
+
+LEXICON_TEXTS_MAX = 20_000  # read again at a start: some seconds; a word's rarity is known long before
+LEXICONS_MAX = 64  # projects at once, 60 MB each at the very most, a few usually; the least recently used is forgotten
+LEXICON_STALE_SHARE = 0.05
+
+Version = Literal["v1", "v2"]
+
+SHADOW = Counter(
+    "loopwright_cluster_shadow_decisions", "Decisions of the version in shadow beside the one in charge.", ["version", "agreed"]
+)
+log = structlog.get_logger()
+
+
+class Judging:
+    """Decides new fingerprints by ``version``; ``shadow`` is only compared. Without ``adjudicator`` an unsure pair is never asked about."""
+
+    def __init__(self, version: Version = "v2", *, shadow: Version | None = None, adjudicator: Adjudicator | None = None) -> None:
+        self.version: Version = version
+        self.shadow = shadow if shadow != version else None
+        self._asking = Asking(adjudicator) if adjudicator is not None else None
+        self._lexicons: OrderedDict[str, Lexicon] = OrderedDict()
+        self._checked: dict[str, int] = {}
+        self.compared = {"agreed": 0, "differed": 0}  # since the start; the metric has the same
+
+    async def decide(
+        self, index: VectorIndex, neighbourhood: Neighbourhood, newcomer: Exemplar, vector: Vector, standing: Standing
+    ) -> v2.Judgement:
+        """Where the newcomer goes. Raises what the index raises; a model that does not answer well changes nothing."""
+        around = await neighbourhood.around(newcomer, vector, standing)
+        hearing = v2.Hearing()
+        if "v2" in (self.version, self.shadow) and newcomer.kind in HUMAN_KINDS and not around.degraded:
+            rarity = neighbourhood.rarity_of(newcomer.project) or await self._rarity(index, neighbourhood, newcomer.project)
+            wording = wording_of(newcomer.title, newcomer.body)
+            matches, quiet = await neighbourhood.hybrid(newcomer, vector, wording, rarity, v2.CANDIDATES_EACH, standing)
+            hearing = v2.Hearing(matches, rarity)
+            around = replace(around, quiet=frozenset(around.quiet | quiet))
+        judgements = {
+            version: v2.judge(newcomer, around, hearing) if version == "v2" else v2.Judgement(v1.decide(newcomer, around))
+            for version in (self.version, self.shadow)
+            if version is not None
+        }
+        chosen = judgements[self.version]
+        if self.shadow is not None:
+            self._compare(newcomer, chosen.decision, judgements[self.shadow].decision)
+        if self._asking is not None and newcomer.kind in HUMAN_KINDS:
+            chosen = await self._ask(newcomer, chosen)
+        return chosen
+
+    def stored(self, exemplars: Sequence[Exemplar]) -> None:
+        """The batch's newcomers are in the index: from now on their words count for good."""
+        for exemplar in exemplars:
+            lexicon = self._lexicons.get(exemplar.project)
+            if lexicon is not None and exemplar.kind in HUMAN_KINDS:
+                lexicon.add(wording_of(exemplar.title, exemplar.body))
+            if lexicon is not None:
+                self._checked[exemplar.project] = self._checked.get(exemplar.project, 0) + 1
+
+    async def _rarity(self, index: VectorIndex, neighbourhood: Neighbourhood, project: str) -> Rarity:
+        lexicon, count = self._lexicons.get(project), await index.count(project)
+        off = abs(count - self._checked.get(project, 0))
+        if lexicon is None or off > max(20, LEXICON_STALE_SHARE * count):
+            lexicon = Lexicon()
+            for exemplar in await index.exemplars(project, LEXICON_TEXTS_MAX):
+                if exemplar.kind in HUMAN_KINDS:
+                    lexicon.add(wording_of(exemplar.title, exemplar.body))
+            self._lexicons[project] = lexicon
+            self._checked[project] = count
+        self._lexicons.move_to_end(project)
+        while len(self._lexicons) > LEXICONS_MAX:
+            self._checked.pop(self._lexicons.popitem(last=False)[0], None)
+        return neighbourhood.listen(project, lexicon)
+
+    def _compare(self, newcomer: Exemplar, decided: Decision, shadow: Decision) -> None:
+        agreed = (decided.outcome, decided.report_id) == (shadow.outcome, shadow.report_id)
+        self.compared["agreed" if agreed else "differed"] += 1
+        SHADOW.labels(self.shadow, str(agreed).lower()).inc()
+        if not agreed:
+            log.info(
+                "grouping_shadow_differs", project=newcomer.project, signal_id=newcomer.signal_id, version=self.version,
+                report_id=decided.report_id, reason=decided.reason, shadow=self.shadow, shadow_report_id=shadow.report_id,
+                shadow_reason=shadow.reason,
+            )  # fmt: skip
+
+    async def _ask(self, newcomer: Exemplar, judgement: v2.Judgement) -> v2.Judgement:
+        assert self._asking is not None
+        self._asking.earn(newcomer.project)
+        if not judgement.unsure:
+            return judgement
+        chosen: Candidate | None = await self._asking.about(newcomer, judgement.unsure)
+        if chosen is None:
+            return judgement
+        title = chosen.match.exemplar.title[:80]
+        reason = f"a model was asked, as the matcher was unsure (probability {chosen.score:.2f}): the same problem as “{title}”"
+        others = tuple(item for item in judgement.decision.candidates if item is not chosen)
+        return replace(judgement, decision=Decision(Outcome.JOIN, chosen.report_id, reason, (chosen, *others)))
