@@ -7,6 +7,7 @@ import contextlib
 from datetime import datetime
 
 import structlog
+from loopwright_common import telemetry
 from loopwright_common.bus import Bus, Conflict, Entry, KeyValue, Outgoing
 from loopwright_common.clock import Clock
 from loopwright_common.contracts.configuration import HealthCheck
@@ -94,8 +95,9 @@ class Probes:
         following, due = health.after(state, bool(health.verdict(check, answer)), check, now)
         if due:
             signal = health.signal_of(project, service, "", "", check, answer, following, now)
-            message = Outgoing(SIGNALS, signal, f"signal:{project}:{signal.id}", {"project": project, "source": health.SOURCE}, signal.id)
-            (ack,) = await self._gatherer.submit([message])
+            tokens = {"project": project, "source": health.SOURCE}
+            with telemetry.span("health check"):  # no request brought it: its trace begins here
+                (ack,) = await self._gatherer.submit([Outgoing(SIGNALS, signal, f"signal:{project}:{signal.id}", tokens, signal.id)])
             ITEMS.labels("health_check", "duplicate" if ack.duplicate else "accepted").inc()
             log.info("health_check_failing", project=project, check=check.name, reason=health.verdict(check, answer))
         with contextlib.suppress(Conflict):  # another replica took over while this one asked: its state counts

@@ -144,7 +144,7 @@ def _attributes(pairs: Iterable[Any]) -> dict[str, Any]:
 
 # The way of a signal through every service, for ``wait_for_trace``: what Loopwright promises to be one trace.
 LOOP = (
-    ("loopwright-ingest", "POST "),
+    ("loopwright-ingest", ""),  # a request, or a health check of our own
     ("loopwright-cluster", "group signal"),
     ("loopwright-gateway", "take signals"),
     ("loopwright-investigator", "handle investigator-ready"),
