@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 
 from loopwright_cluster.domain import Candidate, Decision, Exemplar, Match, Outcome
+from loopwright_cluster.grouping.apart import told_apart
 
 VERSION = "v1"
 
@@ -98,7 +99,10 @@ def _weigh(newcomer: Exemplar, match: Match, around: Surroundings) -> Candidate:
         "onset_gap_seconds": round(abs(newcomer.occurred_at - other.occurred_at), 3),
         **{f"name:{name}": round(weight, 3) for name, weight in list(shared.items())[:NAMES_SHOWN]},
     }
-    if newcomer.service and other.service and newcomer.service != other.service:
+    apart = told_apart(newcomer, other)
+    if apart:
+        score, against = 0.0, apart
+    elif newcomer.service and other.service and newcomer.service != other.service:
         score, against = 0.0, f"it is of another service, {other.service}"
     elif newcomer.kind != other.kind:
         score, against = _cross_kind(newcomer, other, features, around)
