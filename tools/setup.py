@@ -166,12 +166,14 @@ def bring_sandbox() -> None:
 
 
 def bring_test_parts() -> None:
-    """A browser and a PostgreSQL for the tests. In CI a missing one is an error; elsewhere what needs it is skipped, saying so."""
+    """A browser, a PostgreSQL and promtool for the tests. In CI a missing one is an error; elsewhere what needs it is skipped, saying so."""
     missing = []
     if not any(shutil.which(browser) for browser in BROWSERS):
         missing.append("chromium")
     if not list(Path("/usr/lib/postgresql").glob("*/bin/postgres")):
         missing.append("postgresql")
+    if shutil.which("promtool") is None:
+        missing.append("prometheus")  # promtool checks the alerts and panels
     if missing and not _apt(*missing):
         complain(f"{' and '.join(missing)} would be needed for all tests. As root, type: apt-get install {' '.join(missing)}")
 
