@@ -166,7 +166,7 @@ def bring_sandbox() -> None:
 
 
 def bring_test_parts() -> None:
-    """A browser, a PostgreSQL and promtool for the tests. In CI a missing one is an error; elsewhere what needs it is skipped, saying so."""
+    """A browser, a PostgreSQL and promtool for the tests. In CI a missing one is an error; elsewhere its tests are skipped, saying so."""
     missing = []
     if not any(shutil.which(browser) for browser in BROWSERS):
         missing.append("chromium")
