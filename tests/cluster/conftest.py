@@ -49,6 +49,7 @@ def release(cluster: Cluster) -> Release:
         return Release(cluster)
     with contextlib.suppress(ClusterFailed):
         cluster.helm("uninstall", RELEASE, "--namespace", NAMESPACE, "--wait")
+    with contextlib.suppress(ClusterFailed):
         # What an earlier run left behind is not this release's to take up.
         cluster.kubectl("-n", NAMESPACE, "delete", "persistentvolumeclaims", "--all", "--wait")
     made = Release(cluster)
