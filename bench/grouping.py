@@ -34,6 +34,7 @@ import structlog
 from loopwright_cluster.adapters.qdrant_edge import QdrantEdgeIndex
 from loopwright_cluster.app import open_embedding
 from loopwright_cluster.costly import CostlyPath
+from loopwright_cluster.fingerprinting import Fingerprinting
 from loopwright_cluster.grouping import v2
 from loopwright_cluster.handlers import ProjectLocks, SignalGrouping
 from loopwright_cluster.judging import Judging
@@ -97,19 +98,22 @@ async def stream(rows: list[dict[str, Any]], cache: Path | None) -> tuple[list[s
     """Each row's report, and how it was judged where its fingerprint was new."""
     bus = MemoryBus("cluster")
     records = await Records.open(bus)
+    fingerprinting = await Fingerprinting.open(bus)
+    await fingerprinting.start()
     embedding, judging = KeptVectors(open_embedding(ClusterSettings()), cache), Recorded()
     reports: dict[str, str] = {}
     with tempfile.TemporaryDirectory(prefix="loopwright-bench-") as folder:
         index = QdrantEdgeIndex(Path(folder), embedding.dimensions)
         told: Any = Told(bus, reports)
         kept: Any = embedding
-        grouping = SignalGrouping(told, records, kept, index, SystemClock(), ProjectLocks(), CostlyPath(0), judging)
+        grouping = SignalGrouping(told, records, kept, index, SystemClock(), ProjectLocks(), CostlyPath(0), fingerprinting, judging)
         signals = [signal_of(number, row, kind) for number, (row, kind) in enumerate(zip(rows, kinds_of(rows), strict=True))]
         for start in range(0, len(signals), BATCH):
             await grouping.handle([received(signal, start + at) for at, signal in enumerate(signals[start : start + BATCH])])
             if start % 1_000 == 0:
                 print(f"  {start} of {len(signals)}", file=sys.stderr, flush=True)
         await index.close()
+        await fingerprinting.stop()
     embedding.keep()
     await embedding.close()
     return [reports[signal.id] for signal in signals], [judging.judged.get(signal.id) for signal in signals]

@@ -13,18 +13,21 @@ from fastapi import FastAPI
 from loopwright_common.bus import Bus, ConsumerSpec
 from loopwright_common.clock import Clock, SystemClock
 from loopwright_common.contracts.subjects import COMMANDS_GROUPS, REPORTS_TRANSITIONED, SEARCH_QUERY, SIGNALS
+from loopwright_common.model import ModelClient, ModelRole
 from loopwright_common.nats_bus import open_bus
 from loopwright_common.process import service_app
 from loopwright_common.projects import Projects
 
 from loopwright_cluster import api
 from loopwright_cluster.adapters.qdrant_edge import QdrantEdgeIndex
+from loopwright_cluster.adjudication import ModelAdjudicator
 from loopwright_cluster.costly import CostlyPath
 from loopwright_cluster.embedding.hashing import HashingEmbedding
 from loopwright_cluster.embedding.minilm import MiniLmEmbedding
 from loopwright_cluster.embedding.pool import EmbeddingPool
 from loopwright_cluster.fingerprinting import Fingerprinting
 from loopwright_cluster.handlers import ProjectLocks, SignalGrouping
+from loopwright_cluster.judging import Judging
 from loopwright_cluster.ports import Embedding, VectorIndex
 from loopwright_cluster.records import Records
 from loopwright_cluster.regrouping import Regrouping, Search, fill_index
@@ -73,11 +76,41 @@ async def open_index(settings: ClusterSettings, embedding: Embedding) -> VectorI
     return await QdrantServerIndex.open(client, f"loopwright_{embedding.name}", embedding.dimensions)
 
 
+def open_judging(settings: ClusterSettings) -> Judging:
+    """The version that decides, the one in shadow, and the model that may be asked, if one is configured."""
+    adjudicator = None
+    if settings.model_base_url:
+        role = ModelRole(
+            name="adjudicator",
+            base_url=settings.model_base_url,
+            api_key=settings.model_api_key,
+            model=settings.model_name,
+            calls_per_run_max=2,  # the answer, and one repair of it
+            output_tokens_per_call_max=400,
+            usd_per_day_max=settings.model_usd_per_day_max,
+            attempt_seconds_max=settings.model_seconds_max,
+            call_seconds_max=settings.model_seconds_max,
+            retries_max=1,
+        )
+        adjudicator = ModelAdjudicator(ModelClient(role))
+    return Judging(
+        settings.grouping_version, shadow=settings.shadow or None, adjudicator=adjudicator, seconds_max=settings.model_seconds_max
+    )
+
+
 class Service:
     """The running parts. ``start`` returns when signals are being grouped; ``stop`` drains."""
 
     def __init__(
-        self, bus: Bus, embedding: Embedding, index: VectorIndex, clock: Clock, *, batch_max: int, new_per_minute: int = 0
+        self,
+        bus: Bus,
+        embedding: Embedding,
+        index: VectorIndex,
+        clock: Clock,
+        *,
+        batch_max: int,
+        new_per_minute: int = 0,
+        judging: Judging | None = None,
     ) -> None:
         self.bus = bus
         self.embedding = embedding
@@ -85,6 +118,7 @@ class Service:
         self._clock = clock
         self._batch_max = batch_max
         self._costly = CostlyPath(new_per_minute)
+        self._judging = judging or Judging()
         self._records: Records | None = None
         self._projects: Projects | None = None
         self._fingerprinting: Fingerprinting | None = None
@@ -100,7 +134,9 @@ class Service:
         await fingerprinting.start()
         await fill_index(records, self.embedding, self.index)
         locks = ProjectLocks()
-        grouping = SignalGrouping(self.bus, records, self.embedding, self.index, self._clock, locks, self._costly, fingerprinting)
+        grouping = SignalGrouping(
+            self.bus, records, self.embedding, self.index, self._clock, locks, self._costly, fingerprinting, self._judging
+        )
         regrouping = Regrouping(self.bus, records, self.index, locks)
         # How reports stand is heard before signals are placed, so that a restart does not put a recurrence into a resolved report.
         await self.bus.consume_batches(
@@ -164,6 +200,7 @@ def create_app(settings: ClusterSettings) -> FastAPI:
             SystemClock(),
             batch_max=settings.batch_max,
             new_per_minute=settings.new_fingerprints_per_minute,
+            judging=open_judging(settings),
         )
         try:
             await service.start()

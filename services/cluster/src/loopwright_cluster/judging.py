@@ -15,7 +15,7 @@ from typing import Literal
 import structlog
 from prometheus_client import Counter
 
-from loopwright_cluster.adjudication import Adjudicator, Asking
+from loopwright_cluster.adjudication import ANSWER_SECONDS_MAX, Adjudicator, Asking
 from loopwright_cluster.domain import Candidate, Decision, Exemplar, Outcome
 from loopwright_cluster.grouping import v1, v2
 from loopwright_cluster.grouping.lexicon import Lexicon, Rarity
@@ -39,10 +39,17 @@ log = structlog.get_logger()
 class Judging:
     """Decides new fingerprints by ``version``; ``shadow`` is only compared. Without ``adjudicator`` an unsure pair is never asked about."""
 
-    def __init__(self, version: Version = "v2", *, shadow: Version | None = None, adjudicator: Adjudicator | None = None) -> None:
+    def __init__(
+        self,
+        version: Version = "v2",
+        *,
+        shadow: Version | None = None,
+        adjudicator: Adjudicator | None = None,
+        seconds_max: float = ANSWER_SECONDS_MAX,
+    ) -> None:
         self.version: Version = version
         self.shadow = shadow if shadow != version else None
-        self._asking = Asking(adjudicator) if adjudicator is not None else None
+        self._asking = Asking(adjudicator, seconds_max=seconds_max) if adjudicator is not None else None
         self._lexicons: OrderedDict[str, Lexicon] = OrderedDict()
         self._checked: dict[str, int] = {}
         self.compared = {"agreed": 0, "differed": 0}  # since the start; the metric has the same

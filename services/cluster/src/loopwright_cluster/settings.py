@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from loopwright_common.settings import ServiceSettings
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import SettingsConfigDict
 
 
@@ -40,6 +41,31 @@ class ClusterSettings(ServiceSettings):
         description="New fingerprints of a project embedded and compared in a minute, an eighth of what a core does; what is beyond is "
         "grouped by its fingerprint alone, and says so. 0: no limit.",
     )
+    grouping_version: Literal["v1", "v2"] = Field(
+        default="v2", description="The version that decides where new fingerprints go; what was decided before stays as it is."
+    )
+    shadow: Literal["", "v1", "v2"] = Field(
+        default="",
+        description="A version that runs beside and is only compared: loopwright_cluster_shadow_decisions, and each difference logged.",
+    )
+    model_base_url: str = Field(
+        default="", description="An OpenAI-compatible endpoint asked about reports the matcher is unsure of; empty: they open new reports."
+    )
+    model_api_key: SecretStr = Field(default=SecretStr(""), description="The endpoint's key; empty where it needs none.")
+    model_name: str = Field(default="", description="The model's name at that endpoint; needed with a base URL.")
+    model_seconds_max: float = Field(
+        default=20.0,
+        gt=0.0,
+        le=120.0,
+        description="How long an answer may take; a project's signals wait meanwhile, then a new report opens.",
+    )
+    model_usd_per_day_max: float = Field(default=2.0, ge=0.0, description="What all questions of a day may cost, where prices are known.")
     batch_max: int = Field(
         default=400, ge=1, le=1_000, description="Signals decided and published together, half of what an atomic batch takes with room."
     )
+
+    @model_validator(mode="after")
+    def _model_is_whole(self) -> ClusterSettings:
+        if self.model_base_url and not self.model_name:
+            raise ValueError("set LOOPWRIGHT_CLUSTER_MODEL_NAME too: the endpoint is asked for a model by its name")
+        return self

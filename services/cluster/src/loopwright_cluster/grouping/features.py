@@ -158,6 +158,6 @@ def _share_of_best(scores: Features) -> Features:
 
 def _ranks(scores: Features) -> Features:
     """1 for the best, then 1 over the root of the rank: the difference between first and second says more than that of 30th and 31st."""
-    rank = np.empty(len(scores))
-    rank[np.argsort(-scores, kind="stable")] = np.arange(1, len(scores) + 1)
+    # Equals share a rank, else the order in which candidates were handed in would decide.
+    rank = 1 + np.searchsorted(np.sort(-scores), -scores)
     return 1 / np.sqrt(rank)
