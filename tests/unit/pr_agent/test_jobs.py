@@ -296,10 +296,10 @@ async def test_the_command_asks_the_model_by_a_socket_and_never_sees_the_token(c
 
 async def test_neither_token_nor_key_nor_the_runners_memory_can_be_had_by_the_command(stand, files):
     code = (
-        "import glob, os, re\nseen, found = 0, 0\n"
+        "import glob, os, re, sys\nseen, found = 0, 0\n"
         "paths = [path for name in ('environ', 'cmdline', 'fd/*') for path in glob.glob(f'/proc/[0-9]*/{name}')]\n"
         "for folder, _, names in os.walk('/'):\n"
-        "    if not folder.startswith(('/proc', '/sys', '/usr', '/root', '/work/', '/dev')):\n"
+        "    if not folder.startswith(('/proc', '/sys', '/usr', '/dev', sys.prefix, sys.base_prefix)):\n"
         "        paths += [os.path.join(folder, name) for name in names if os.path.isfile(os.path.join(folder, name))]\n"
         "for path in paths:\n"
         "    if path.startswith(f'/proc/{os.getpid()}/fd'): continue\n"
