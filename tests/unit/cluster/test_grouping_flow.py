@@ -253,6 +253,15 @@ async def test_split_signals_take_their_fingerprints_to_a_report_of_their_own(fl
     assert hit.report_id == fact.report_id
 
 
+async def test_a_split_leaves_the_signals_of_other_reports_where_they_are(flow, crash):
+    one, other = await flow.take(crash("s1"), crash("s2", place="search"))
+    await flow.command("split", one.report_id, signal_ids=("s1", "s2"), id="c3")
+    moved, stays = await flow.take(crash("s3"), crash("s4", place="search"))
+
+    assert moved.report_id not in {one.report_id, other.report_id}
+    assert stays.report_id == other.report_id
+
+
 async def test_search_gives_each_report_once_the_most_similar_first(new_flow, minilm, make_signal):
     flow = await new_flow(minilm)
     facts = await flow.take(

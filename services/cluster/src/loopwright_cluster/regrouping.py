@@ -64,17 +64,22 @@ class Regrouping:
         return _regrouped(command, stays, from_report_id=gone, signal_ids=None)
 
     async def _split(self, command: GroupCommand) -> ReportsRegrouped:
-        """Signals leave for a report of their own, and with them the fingerprints that they were the first of."""
+        """Signals leave for a report of their own, and with them the fingerprints that they were the first of there."""
         if not command.signal_ids:
             raise Refused("a split names the signals that leave (signal_ids)")
         project, leaving = command.project, set(command.signal_ids)
         report_id = derived_id("split", project, command.command_id)
+        # As things stand: what was merged into the report is in it. The new one counts too, for the command may come a second time.
+        here = {(await self._records.place(project, command.report_id, BEFORE_EVERYTHING, "")).report_id, report_id}
         moved = []
         for owner, fingerprint in await self._records.fingerprint_keys():
             if owner != project:
                 continue
             pointer = await self._records.pointer(project, fingerprint)
-            if pointer is not None and pointer.signal_id in leaving:
+            if pointer is None or pointer.signal_id not in leaving:
+                continue
+            # Only what is in the report that is split: a signal of another one is not this command's to move.
+            if (await self._records.place(project, pointer.report_id, BEFORE_EVERYTHING, "")).report_id in here:
                 exemplar = await self._records.repoint(project, fingerprint, report_id)
                 if exemplar is not None:
                     moved.append(exemplar)
