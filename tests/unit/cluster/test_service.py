@@ -175,7 +175,7 @@ async def test_the_app_says_that_it_runs_degraded_when_the_model_is_missing(nats
             assert ready.status_code == 200
             assert any("DEGRADED" in need and str(tmp_path / "absent") in need for need in ready.json()["needs"])
             status = (await client.get("/v1/grouping")).json()
-            assert status == {"grouping_version": "v1", "embedding": "character-hash", "degraded": True, "fingerprints_indexed": 0}
+            assert status == {"grouping_version": "v2", "embedding": "character-hash", "degraded": True, "fingerprints_indexed": 0}
 
 
 def run_module(*arguments, **environment):

@@ -45,6 +45,9 @@ class Noted:
     async def ack(self, confirmed: bool = False) -> None:
         self.log.append((self.number, "ack!" if confirmed else "ack"))
 
+    async def ack_with(self, earlier: Sequence[Noted]) -> None:
+        self.log += [*((delivery.number, "ack") for delivery in earlier), (self.number, "ack!")]
+
     async def give_back(self, delay: timedelta) -> None:
         self.log.append((self.number, f"back {delay.total_seconds():g}"))
 

@@ -103,8 +103,11 @@ class NatsServer:
         return self.start()
 
     def pause(self) -> None:
-        """Freezes the process: connections stay open and nothing answers."""
+        """Freezes the process: connections stay open and nothing answers. Returns when all of its threads stand still."""
         os.kill(self.pid, signal.SIGSTOP)
+        tasks = Path(f"/proc/{self.pid}/task")
+        while tasks.exists() and any((task / "stat").read_text().rsplit(")", 1)[1].split()[0] != "T" for task in tasks.iterdir()):
+            time.sleep(0.001)
 
     def resume(self) -> None:
         os.kill(self.pid, signal.SIGCONT)
