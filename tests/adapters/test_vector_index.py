@@ -1,5 +1,6 @@
 """One suite for both vector indexes: the embedded engine, and the server's client (through qdrant-client's local mode)."""
 
+import random
 import subprocess
 import sys
 import textwrap
@@ -11,7 +12,7 @@ from loopwright_cluster.adapters.qdrant_edge import IndexInUse, QdrantEdgeIndex
 from loopwright_cluster.adapters.qdrant_server import QdrantServerIndex
 from loopwright_cluster.domain import Exemplar
 from loopwright_cluster.grouping.lexicon import term_index
-from loopwright_cluster.ports import Hybrid, Where
+from loopwright_cluster.ports import SPREAD_MAX, Hybrid, Where
 from loopwright_common.errors import Unavailable
 from qdrant_client import AsyncQdrantClient
 
@@ -142,6 +143,58 @@ async def test_storing_the_same_fingerprint_again_replaces_its_point(index):
     assert match.exemplar.report_id == "r9"
     assert match.similarity == pytest.approx(1.0, abs=1e-3)
     assert await index.count() == 1
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_a_spread_that_is_remembered_is_what_counting_would_say(tmp_path, seed):
+    """Whatever is written, replaced, moved and assigned meanwhile, and after the folder was opened again."""
+    rng = random.Random(seed)
+    names = ["checkout", "voucher", "search", "cart", "rare"]
+    points: dict[str, Exemplar] = {}
+    index = QdrantEdgeIndex(tmp_path / "vectors", DIMENSIONS)
+    for step in range(60):
+        action = rng.choice(["write", "write", "write", "again", "assign", "move", "open", "ask"])
+        known = sorted(points)
+        if action == "write":
+            some = [f"{step}-{number}" for number in range(rng.choice([1, 1, 12, 40]))]
+            made = [
+                exemplar(
+                    name,
+                    project=rng.choice(["shop", "bank"]),
+                    report=f"r{rng.randrange(90)}",
+                    anchors=dict.fromkeys(rng.sample(names, rng.randint(1, 3)), 1.0),
+                )
+                for name in some
+            ]
+        elif action == "again" and known:
+            made = [replace(points[name], report_id=f"r{rng.randrange(90)}") for name in rng.sample(known, min(3, len(known)))]
+        elif action == "assign" and known:
+            made = []
+            chosen = [replace(points[name], report_id="assigned") for name in rng.sample(known, min(4, len(known)))]
+            await index.assign(chosen)
+            points |= {item.signal_id: item for item in chosen}
+        elif action == "move":
+            made = []
+            await index.move("shop", "r1", "r2")
+            points = {
+                name: replace(item, report_id="r2") if (item.project, item.report_id) == ("shop", "r1") else item
+                for name, item in points.items()
+            }
+        else:
+            made = []
+            if action == "open":
+                await index.close()
+                index = QdrantEdgeIndex(tmp_path / "vectors", DIMENSIONS)
+        if made:
+            await index.upsert(made, np.stack([axis(1, rng.random()) for _ in made]))
+            points |= {item.signal_id: item for item in made}
+        for project in ("shop", "bank"):
+            told = await index.spread(project, rng.sample(names, 3))
+            for name, reports in told.items():
+                right = {item.report_id for item in points.values() if item.project == project and name in item.anchors}
+                assert reports == right if len(right) < SPREAD_MAX else len(reports) == SPREAD_MAX, (step, action, name)
+                assert reports <= right
+    await index.close()
 
 
 async def test_spread_names_the_reports_that_speak_of_a_token(index):

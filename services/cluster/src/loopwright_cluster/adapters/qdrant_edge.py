@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +21,7 @@ import qdrant_edge as engine
 import structlog
 from loopwright_common.errors import Permanent
 
+from loopwright_cluster.adapters.spread import Spread
 from loopwright_cluster.domain import Exemplar, Match
 from loopwright_cluster.grouping.lexicon import Sparse
 from loopwright_cluster.ports import ANYWHERE, SPREAD_MAX, Hybrid, Vectors, Where, sparse_of
@@ -52,6 +53,7 @@ class QdrantEdgeIndex:
         except OSError as error:
             self._lock.close()
             raise IndexInUse(f"{folder} is open in another process; stop it, or use a Qdrant server for more than one replica") from error
+        self._spread = Spread()  # touched by the one thread only
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="qdrant-edge")
         try:
             self._shard = self._thread.submit(_open, folder / LAYOUT, dimensions).result()
@@ -65,8 +67,26 @@ class QdrantEdgeIndex:
             engine.Point(exemplar.point_id, {VECTOR_NAME: row.tolist(), SPARSE_NAME: _sparse(sparse_of(exemplar))}, exemplar.to_payload())
             for exemplar, row in zip(exemplars, vectors, strict=True)
         ]
-        if points:
-            await self._write([engine.UpdateOperation.upsert_points(points)])
+        if not points:
+            return
+
+        ids = [exemplar.point_id for exemplar in exemplars]
+
+        def write() -> None:
+            there = {str(record.id) for record in self._shard.retrieve(list(ids), with_payload=False, with_vector=False)}
+            twice = {point_id for point_id in ids if ids.count(point_id) > 1} if len(set(ids)) < len(ids) else set()
+            self._spread.forget({item.project for item in exemplars if item.point_id in there | twice})
+            try:
+                self._shard.update(engine.UpdateOperation.upsert_points(points))
+                self._shard.flush()
+            except BaseException:
+                self._spread.forget({item.project for item in exemplars})  # some of it may be there
+                raise
+            for item in exemplars:
+                if item.point_id not in twice:
+                    self._spread.wrote(item.project, item.report_id, item.anchors)
+
+        await self._call(write)
 
     async def nearest(self, project: str, vector: npt.NDArray[np.float32], limit: int, where: Where = ANYWHERE) -> list[Match]:
         request = engine.QueryRequest(
@@ -111,11 +131,13 @@ class QdrantEdgeIndex:
 
     async def spread(self, project: str, tokens: Sequence[str]) -> Mapping[str, frozenset[str]]:
         def collect() -> dict[str, frozenset[str]]:
-            found = {}
-            for token in tokens:
+            known, asked = self._spread.split(project, tokens)
+            found = dict(known)
+            for token in asked:
                 conditions: list[Any] = [_is("project", project), _is("tokens", token)]
                 request = engine.FacetRequest("report", limit=SPREAD_MAX, exact=True, filter=engine.Filter(must=conditions))
                 found[token] = frozenset(str(hit.value) for hit in self._shard.facet(request).hits)
+                self._spread.learn(project, token, found[token])
             return found
 
         return await self._call(collect)
@@ -125,11 +147,11 @@ class QdrantEdgeIndex:
         present = [exemplar for exemplar in exemplars if exemplar.point_id not in absent]
         operations = [engine.UpdateOperation.set_payload([item.point_id], {"report": item.report_id}) for item in present]
         if operations:
-            await self._write(operations)
+            await self._write(operations, {exemplar.project for exemplar in present})
 
     async def move(self, project: str, from_report_id: str, to_report_id: str) -> None:
         chosen = _filter(project, Where(report_id=from_report_id))
-        await self._write([engine.UpdateOperation.set_payload_by_filter(chosen, {"report": to_report_id})])
+        await self._write([engine.UpdateOperation.set_payload_by_filter(chosen, {"report": to_report_id})], {project})
 
     async def missing(self, point_ids: Sequence[str]) -> set[str]:
         records = await self._call(lambda: self._shard.retrieve(list(point_ids), with_payload=False, with_vector=False))
@@ -148,8 +170,9 @@ class QdrantEdgeIndex:
         await asyncio.to_thread(self._thread.shutdown)
         self._lock.close()
 
-    async def _write(self, operations: Sequence[Any]) -> None:
+    async def _write(self, operations: Sequence[Any], projects: Set[str]) -> None:
         def write() -> None:
+            self._spread.forget(projects)
             for operation in operations:
                 self._shard.update(operation)
             self._shard.flush()
