@@ -20,6 +20,7 @@ from loopwright_common.contracts.signals import Signal
 from loopwright_common.contracts.subjects import SEARCH_QUERY, SIGNALS, STREAMS
 from loopwright_common.errors import Permanent, Refused, Unavailable
 from loopwright_common.nats_bus import NatsBus
+from loopwright_common.nats_bus.lease import LOOK_SECONDS, Members
 from loopwright_common.testing.nats_server import NatsServer
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
@@ -692,3 +693,22 @@ async def test_lag_is_what_jetstream_says_and_is_unsaid_when_it_says_nothing(nat
     async with asyncio.timeout(30):
         while not await drained():
             await asyncio.sleep(0.1)
+
+
+async def test_a_lease_has_one_holder_within_a_process_too(nats_bus: NatsBus) -> None:
+    members = Members(await nats_bus.key_value("leases-of-one"), "test")
+    await members.start()
+    told: list[str] = []
+
+    async def hold(name: str) -> None:
+        async with members.lease("flow", asyncio.Event()):
+            told.append(f"{name} begins")
+            await asyncio.sleep(3 * LOOK_SECONDS)
+            told.append(f"{name} ends")
+
+    await asyncio.gather(hold("one"), hold("two"), hold("three"))
+    await members.stop()
+
+    names = [line.split()[0] for line in told]
+    assert told == [f"{name} {what}" for name in names[::2] for what in ("begins", "ends")]
+    assert sorted(names[::2]) == ["one", "three", "two"]

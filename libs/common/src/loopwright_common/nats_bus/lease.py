@@ -102,7 +102,9 @@ class Members:
         while not stopping.is_set():
             now = time.monotonic()
             entry = self._entries.get(name)
-            if entry is not None and entry.value and entry.value.decode() != self.me and self._lives(name, entry.value.decode(), now):
+            holder = entry.value.decode() if entry is not None else ""
+            # Of this process, too, only one at a time: what is written in our name may be held by another taker here.
+            if name in self._held or (holder not in ("", self.me) and self._lives(name, holder, now)):
                 free_since = None
             elif self._can_judge(now):
                 free_since = free_since or now
