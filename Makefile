@@ -35,6 +35,7 @@ test: setup-tests ## All tests but those on Kubernetes
 	@$(PY) -m pytest
 
 test-k8s: setup-tests ## The tests on Kubernetes: KUBECONFIG's, kind's, or a node of its own
+	@$(PY) -m tests.cluster.binaries kubernetes helm >/dev/null
 	@$(PY) -m pytest tests/cluster
 
 check: setup-tests ## Lint, format, types, import direction

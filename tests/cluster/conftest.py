@@ -23,7 +23,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if here in item.path.parents:
             item.add_marker(pytest.mark.cluster)
             if item.get_closest_marker("timeout") is None:
-                item.add_marker(pytest.mark.timeout(900))  # the first test of a session waits for the cluster and the images
+                # The first test of a session waits for the cluster and the images: a quarter of an hour where nothing was built yet.
+                item.add_marker(pytest.mark.timeout(3_000))
 
 
 @pytest.fixture(scope="session")
@@ -33,7 +34,7 @@ def cluster() -> Iterator[Cluster]:
 
     try:
         with running() as found:
-            if os.environ.get("LOOPWRIGHT_TEST_KEEP_CLUSTER") != "release":
+            if not found.registry and os.environ.get("LOOPWRIGHT_TEST_KEEP_CLUSTER") != "release":
                 found.load([image.archive for image in bring_images().values()])
             yield found
     except (CannotBuild, NodeFailed) as error:
