@@ -1,7 +1,8 @@
 """Which Kubernetes the tests run on, and how they reach it.
 
-1. KUBECONFIG is set: that cluster. It must already have the images (LOOPWRIGHT_TEST_REGISTRY names the registry they were pushed to), and
-   LOOPWRIGHT_TEST_HOST the address under which its pods reach this machine.
+1. KUBECONFIG is set: that cluster. It must already have the images (LOOPWRIGHT_TEST_REGISTRY names the registry they were pushed to, if not
+   the images' own), and LOOPWRIGHT_TEST_HOST names the address under which its pods reach this machine. Nothing that is there is touched:
+   where the tests' namespace exists, they refuse.
 2. Docker answers and kind is installed: a kind cluster, made for this run.
 3. This is Linux and we are root: a node of our own (``tests.cluster.node``).
 """
@@ -35,12 +36,13 @@ class ClusterFailed(Exception):
 
 @dataclass
 class Cluster:
-    """A running cluster. ``host`` is this machine as its pods see it; ``node`` is there only for a node of our own."""
+    """A running cluster. ``host`` is this machine as its pods see it; ``given``: it is somebody's, not made for the tests."""
 
     kubeconfig: Path
     programs: Path
     host: str
-    enforces_network_policies: bool
+    given: bool = False
+    enforces_network_policies: bool = True
     registry: str = ""
     node: Node | None = None
 
@@ -66,7 +68,7 @@ class Cluster:
         for archive in archives:
             if self.node is not None:
                 self.node.load(archive)
-            elif not self.registry:
+            elif not self.given:
                 _must("kind", "load", "image-archive", str(archive), "--name", KIND_NAME)
 
     @contextlib.contextmanager
@@ -129,16 +131,20 @@ def running() -> Iterator[Cluster]:
     own = Node(cache() / "node", cache() / "bin")
     if given and Path(given).resolve() != own.kubeconfig.resolve():
         programs = bring("kubernetes", "helm")
-        host, registry = os.environ.get("LOOPWRIGHT_TEST_HOST", ""), os.environ.get("LOOPWRIGHT_TEST_REGISTRY", "")
-        cluster = Cluster(Path(given), programs, host, False, registry=registry or "given")
-        cluster.enforces_network_policies = os.environ.get("LOOPWRIGHT_TEST_NETWORK_POLICIES", "1") != "0"
-        yield cluster
+        host = os.environ.get("LOOPWRIGHT_TEST_HOST", "")
+        if not host:
+            raise CannotBuild(
+                f"KUBECONFIG is {given}: LOOPWRIGHT_TEST_HOST has to name the address under which its pods reach this machine"
+            )
+        enforces = os.environ.get("LOOPWRIGHT_TEST_NETWORK_POLICIES", "1") != "0"
+        registry = os.environ.get("LOOPWRIGHT_TEST_REGISTRY", "")
+        yield Cluster(Path(given), programs, host, given=True, enforces_network_policies=enforces, registry=registry)
     elif _docker() and shutil.which("kind"):
         programs = bring("kubernetes", "helm")
         kubeconfig = cache() / "kind.kubeconfig"
         _must("kind", "create", "cluster", "--name", KIND_NAME, "--kubeconfig", str(kubeconfig), "--wait", "180s")
         try:
-            yield Cluster(kubeconfig, programs, _kind_host(), True)  # kindnet enforces them since kind 0.24
+            yield Cluster(kubeconfig, programs, _kind_host())  # kindnet enforces NetworkPolicy since kind 0.24
         finally:
             if not KEEP:
                 _must("kind", "delete", "cluster", "--name", KIND_NAME)
@@ -154,7 +160,7 @@ def _own_node(node: Node) -> Iterator[Cluster]:
     if not (KEEP and node.kubeconfig.exists() and node.is_ready()):
         node.up()
     try:
-        yield Cluster(node.kubeconfig, node.programs, HOST_IP, True, node=node)
+        yield Cluster(node.kubeconfig, node.programs, HOST_IP, node=node)
     finally:
         if not KEEP:
             node.down()

@@ -12,7 +12,7 @@ import pytest
 from tests.cluster.binaries import CannotBuild
 from tests.cluster.clusters import Cluster, ClusterFailed, running
 from tests.cluster.node import NodeFailed
-from tests.cluster.release import CHART, INSTALL_TIMEOUT, NAMESPACE, RELEASE, Release
+from tests.cluster.release import NAMESPACE, RELEASE, SANDBOXES, Release
 
 CI = os.environ.get("CI", "") not in ("", "0", "false")
 
@@ -34,7 +34,7 @@ def cluster() -> Iterator[Cluster]:
 
     try:
         with running() as found:
-            if not found.registry and os.environ.get("LOOPWRIGHT_TEST_KEEP_CLUSTER") != "release":
+            if not found.given and os.environ.get("LOOPWRIGHT_TEST_KEEP_CLUSTER") != "release":
                 found.load([image.archive for image in bring_images().values()])
             yield found
     except (CannotBuild, NodeFailed) as error:
@@ -46,13 +46,20 @@ def cluster() -> Iterator[Cluster]:
 @pytest.fixture(scope="session")
 def release(cluster: Cluster) -> Release:
     """The chart installed with its default values, every pod Ready. LOOPWRIGHT_TEST_KEEP_CLUSTER=release takes the one that is there."""
-    if os.environ.get("LOOPWRIGHT_TEST_KEEP_CLUSTER") == "release":
+    if not cluster.given and os.environ.get("LOOPWRIGHT_TEST_KEEP_CLUSTER") == "release":
         return Release(cluster)
-    with contextlib.suppress(ClusterFailed):
-        cluster.helm("uninstall", RELEASE, "--namespace", NAMESPACE, "--wait")
-    with contextlib.suppress(ClusterFailed):
-        # What an earlier run left behind is not this release's to take up.
-        cluster.kubectl("-n", NAMESPACE, "delete", "persistentvolumeclaims", "--all", "--wait")
-    made = Release(cluster)
-    made.helm("install", str(CHART), "--create-namespace", "--wait", "--timeout", INSTALL_TIMEOUT)
+    if cluster.given:
+        # It may be somebody's, with data: nothing is uninstalled or deleted that was not made here.
+        if any(item["metadata"]["name"] in (NAMESPACE, SANDBOXES) for item in cluster.get("namespaces")["items"]):
+            pytest.fail(
+                f"the cluster has a namespace {NAMESPACE} or {SANDBOXES}, which may be in use; delete them, or give another cluster"
+            )
+    else:
+        with contextlib.suppress(ClusterFailed):
+            cluster.helm("uninstall", RELEASE, "--namespace", NAMESPACE, "--wait")
+        with contextlib.suppress(ClusterFailed):
+            # What an earlier run left behind is not this release's to take up.
+            cluster.kubectl("-n", NAMESPACE, "delete", "persistentvolumeclaims", "--all", "--wait")
+    made = Release(cluster, base={"global": {"imageRegistry": cluster.registry}} if cluster.registry else {})
+    made.install()
     return made

@@ -113,6 +113,9 @@ class Node:
             self._stop(name)
         subprocess.run(["ip", "netns", "delete", NETNS], capture_output=True, check=False)
         subprocess.run(["ip", "link", "delete", "loopwright0"], capture_output=True, check=False)
+        for name in Path("/run/netns").glob("cni-*"):  # pods' names, which led somewhere in the node's mount namespace only
+            if not name.is_mount():
+                name.unlink(missing_ok=True)
         for group in Path("/sys/fs/cgroup").glob("*/kubepods"):
             for folder in sorted((path for path in group.rglob("*") if path.is_dir()), reverse=True):
                 with contextlib.suppress(OSError):
@@ -266,7 +269,9 @@ class Node:
         # What leaves the node for the host takes the node's address, as on any network that knows nothing of pods.
         _run(*inside, "iptables", "-t", "nat", "-A", "POSTROUTING", "-s", POD_CIDR, "-o", "eth0", "-j", "MASQUERADE")
         holder = ["unshare", "--mount", "--propagation", "private", "sh", "-c", "mount --make-rshared / && exec sleep infinity"]
-        process = subprocess.Popen([*inside, *holder], start_new_session=True, stdin=subprocess.DEVNULL)
+        # With no part of our output: whoever reads that through a pipe would wait for as long as the node is there.
+        nothing = subprocess.DEVNULL
+        process = subprocess.Popen([*inside, *holder], start_new_session=True, stdin=nothing, stdout=nothing, stderr=nothing)
         (self.run / "holder.pid").write_text(str(process.pid))
         self._wait("the mount namespace", lambda: Path(f"/proc/{process.pid}/comm").read_text().strip() == "sleep", "")
 

@@ -28,7 +28,7 @@ class Release:
     cluster: Cluster
     name: str = RELEASE
     namespace: str = NAMESPACE
-    values: dict[str, Any] = field(default_factory=dict)
+    base: dict[str, Any] = field(default_factory=dict)  # what the cluster needs beside the chart's defaults: nothing, or its registry
 
     def kubectl(self, *arguments: str, **more: Any) -> str:
         return self.cluster.kubectl("-n", self.namespace, *arguments, **more)
@@ -39,10 +39,17 @@ class Release:
     def helm(self, command: str, *arguments: str, **more: Any) -> str:
         return self.cluster.helm(command, self.name, *arguments, "--namespace", self.namespace, **more)
 
+    def install(self) -> None:
+        """``helm install`` with the default values; returns when every pod is Ready."""
+        self._helm_with({}, "install", "--create-namespace")
+
     def upgrade(self, values: dict[str, Any]) -> None:
         """``helm upgrade`` to these values alone; returns when every pod is Ready."""
-        self.helm("upgrade", str(CHART), "--wait", "--timeout", INSTALL_TIMEOUT, "--values", "-", stdin=json.dumps(values))
-        self.values = values
+        self._helm_with(values, "upgrade")
+
+    def _helm_with(self, values: dict[str, Any], command: str, *more: str) -> None:
+        arguments = [str(CHART), *more, "--wait", "--timeout", INSTALL_TIMEOUT, "--values", "-"]
+        self.helm(command, *arguments, stdin=json.dumps({**self.base, **values}))
 
     def secrets(self) -> dict[str, str]:
         """The release's generated secrets, by the names that one machine's stack gives them."""
