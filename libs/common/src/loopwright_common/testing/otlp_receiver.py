@@ -113,16 +113,21 @@ class OtlpReceiver:
     def wait_for_trace(self, wanted: Iterable[tuple[str, str]], seconds: float = 30.0) -> list[ReceivedSpan]:
         """The spans of the first trace that has all of ``wanted``: pairs of a service's name and the beginning of a span's name.
 
-        Raises AssertionError that says what the nearest trace lacks: exporters send every five seconds, so it may take a moment.
+        Every service exports on its own clock, every five seconds, so a child may arrive before its parent: while a span's parent is still
+        missing this waits on, and answers with what there is only when ``seconds`` have passed (``orphans`` then says what is missing).
+        Raises AssertionError that says what the nearest trace lacks.
         """
         steps = list(wanted)
         deadline = time.monotonic() + seconds
         while True:
             lacks = {identifier: _lacking(spans, steps) for identifier, spans in self.traces().items()}
             nearest = min(lacks, key=lambda identifier: len(lacks[identifier]), default="")
+            late = time.monotonic() > deadline
             if nearest and not lacks[nearest]:
-                return self.traces()[nearest]
-            if time.monotonic() > deadline:
+                spans = self.traces()[nearest]
+                if late or not orphans(spans):
+                    return spans
+            if late:
                 seen = sorted({f"{span.service}: {span.name}" for span in self.traces().get(nearest, [])})
                 raise AssertionError(f"of {len(lacks)} traces none has every step; the nearest lacks {lacks.get(nearest)} and has {seen}")
             time.sleep(LOOK_SECONDS)
