@@ -115,7 +115,14 @@ class Gateway:
 
     def regrouped(self, report: str, source: str, signals: tuple[str, ...] | None = None) -> ReportsRegrouped:
         return ReportsRegrouped(
-            project="shop", report_id=report, from_report_id=source, signal_ids=signals, actor="person:robin", at=self.clock.now()
+            project="shop",
+            command_id=f"word-{report}-{source}",
+            action="merge" if signals is None else "split",
+            report_id=report,
+            from_report_id=source,
+            signal_ids=signals,
+            actor="person:robin",
+            at=self.clock.now(),
         )
 
     # What became of it

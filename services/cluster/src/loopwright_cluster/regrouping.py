@@ -90,6 +90,8 @@ class Regrouping:
 def _regrouped(command: GroupCommand, report_id: str, *, from_report_id: str, signal_ids: tuple[str, ...] | None) -> ReportsRegrouped:
     return ReportsRegrouped(
         project=command.project,
+        command_id=command.command_id,
+        action=command.action,
         report_id=report_id,
         from_report_id=from_report_id,
         signal_ids=signal_ids,

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from loopwright_common.contracts.base import Contract, Identifier, Line, Name, ShortText, UtcDatetime
-from loopwright_common.contracts.reports import MinuteCount
+from loopwright_common.contracts.reports import MinuteCount, RegroupAction
 from loopwright_common.contracts.signals import Deploy
 
 
@@ -67,15 +67,86 @@ class QueryError(Contract):
     retryable: bool = False
 
 
+FINGERPRINTS_PER_COMMAND_MAX = 1_000
+
+
 class GroupCommand(Contract):
-    """A person's last word on grouping, carried out by cluster. ``commands.<project>.groups``."""
+    """A person's last word on grouping, carried out by cluster. ``commands.<project>.groups``.
+
+    A fingerprint that is named leaves with all its signals, those to come too; a signal that is named leaves alone.
+    """
 
     command_id: Identifier
     project: Name
-    action: Literal["merge", "split"]
-    report_id: Identifier  # merge: the one that stays; split: the one that is split
-    other_report_id: Identifier | None = None  # merge: the one that goes
-    signal_ids: tuple[Identifier, ...] = Field(default=(), max_length=10_000)  # split: those that leave
+    action: RegroupAction
+    report_id: (
+        Identifier  # merge: the one that stays; split, move: the one that is left; never_together: one of the two; undo: where it is said
+    )
+    other_report_id: Identifier | None = None  # merge: the one that goes; move: where to; never_together: the other
+    signal_ids: tuple[Identifier, ...] = Field(default=(), max_length=10_000)  # split, move: those that leave
+    fingerprints: tuple[Line, ...] = Field(default=(), max_length=FINGERPRINTS_PER_COMMAND_MAX)  # split, move: those that leave
+    undoes: Identifier | None = None  # undo: the command that is taken back
     actor: Line
     reason: ShortText = ""
     at: UtcDatetime
+
+
+class EvaluationQuery(Contract):
+    """Asks cluster: how a version of the grouping would decide the pairs that people have decided. Empty: the version in charge."""
+
+    project: Name
+    version: Literal["", "v1", "v2"] = ""
+
+
+class LabelledPair(Contract):
+    """Two fingerprints that a person put together (``same``) or apart, and what the version says of them by itself."""
+
+    command_id: Identifier  # the word it comes from
+    fingerprint: Line
+    other_fingerprint: Line
+    title: Line
+    other_title: Line
+    same: bool
+    would_join: bool
+    probability: float | None = None  # None: decided by a rule, not by the matcher
+    reason: ShortText = ""
+
+
+class EvaluationAnswer(Contract):
+    """Counts over all labelled pairs; ``pairs`` shows some of them, the wrongly decided first."""
+
+    version: Line
+    same: int = 0
+    same_joined: int = 0
+    apart: int = 0
+    apart_joined: int = 0
+    pairs: tuple[LabelledPair, ...] = Field(default=(), max_length=200)
+    truncated: bool = False  # more pairs than were compared
+    degraded: bool = False
+
+
+class ShadowQuery(Contract):
+    """Asks cluster: how the version in shadow decided beside the one in charge."""
+
+    project: Name
+
+
+class ShadowDifference(Contract):
+    signal_id: Identifier
+    title: Line
+    report_id: Identifier | None  # None: it opened a report
+    reason: ShortText
+    shadow_report_id: Identifier | None
+    shadow_reason: ShortText
+    at: UtcDatetime
+
+
+class ShadowAnswer(Contract):
+    """``shadow`` is empty when none runs. Counts since ``since``, when this process began; the newest differences, newest first."""
+
+    version: Line
+    shadow: Line = ""
+    since: UtcDatetime
+    agreed: int = 0
+    differed: int = 0
+    differences: tuple[ShadowDifference, ...] = Field(default=(), max_length=100)

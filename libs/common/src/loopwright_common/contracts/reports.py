@@ -62,13 +62,26 @@ class GroupUpdated(Contract):
         return [self.model_copy(update={"signal": signal, "more": ()}) for signal in (self.signal, *self.more)]
 
 
+RegroupAction = Literal["merge", "split", "move", "never_together", "undo"]
+
+
 class ReportsRegrouped(Contract):
-    """Cluster's fact after a person merged or split reports: these signals now belong to ``report_id``."""
+    """Cluster's fact after a person's word on grouping: these signals now belong to ``report_id``, or why it could not be so.
+
+    From ``from_report_id`` go the signals named and all those of ``fingerprints`` that were decided until ``at``; what comes later is
+    told of in its new place. ``never_together`` names two reports and moves nothing. ``undo`` moves back what ``undoes`` had moved: to
+    ``report_id``, from where it is now.
+    """
 
     project: Name
+    command_id: Identifier
+    action: RegroupAction
     report_id: Identifier
     from_report_id: Identifier
     signal_ids: tuple[Identifier, ...] | None = Field(default=None, max_length=10_000)  # None: all of them
+    fingerprints: tuple[Line, ...] = Field(default=(), max_length=1_000)
+    undoes: Identifier | None = None
+    refused: ShortText = ""  # why it was not done; nothing changed then
     actor: Line
     reason: ShortText = ""
     at: UtcDatetime

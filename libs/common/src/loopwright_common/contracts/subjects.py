@@ -19,7 +19,17 @@ from loopwright_common.contracts.changes import (
 )
 from loopwright_common.contracts.investigations import Investigation, InvestigationStarted
 from loopwright_common.contracts.measurements import Measurement, MeasurementStarted
-from loopwright_common.contracts.queries import GroupCommand, RatesAnswer, RatesQuery, SearchAnswer, SearchQuery
+from loopwright_common.contracts.queries import (
+    EvaluationAnswer,
+    EvaluationQuery,
+    GroupCommand,
+    RatesAnswer,
+    RatesQuery,
+    SearchAnswer,
+    SearchQuery,
+    ShadowAnswer,
+    ShadowQuery,
+)
 from loopwright_common.contracts.reports import GroupUpdated, ReportReady, ReportsRegrouped, ReportTransitioned
 from loopwright_common.contracts.signals import Deploy, Exposure, Signal
 
@@ -97,7 +107,9 @@ class Question:
 
 RATES_QUERY = Question("questions.rates.query", RatesQuery, RatesAnswer, "gateway")
 SEARCH_QUERY = Question("questions.search.query", SearchQuery, SearchAnswer, "cluster")
-QUESTIONS: tuple[Question, ...] = (RATES_QUERY, SEARCH_QUERY)
+EVALUATION_QUERY = Question("questions.grouping-evaluation.query", EvaluationQuery, EvaluationAnswer, "cluster")
+SHADOW_QUERY = Question("questions.grouping-shadow.query", ShadowQuery, ShadowAnswer, "cluster")
+QUESTIONS: tuple[Question, ...] = (RATES_QUERY, SEARCH_QUERY, EVALUATION_QUERY, SHADOW_QUERY)
 
 
 @dataclass(frozen=True)
