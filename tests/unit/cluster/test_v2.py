@@ -1,10 +1,8 @@
-import asyncio
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from loopwright_cluster.adjudication import Asking
-from loopwright_cluster.domain import Candidate, Exemplar, Match, Outcome
+from loopwright_cluster.domain import Exemplar, Match, Outcome
 from loopwright_cluster.grouping import v2
 from loopwright_cluster.grouping.features import FEATURES, Text, compare
 from loopwright_cluster.grouping.lexicon import Lexicon, Rarity, query_by_all, stored_vector
@@ -123,59 +121,3 @@ def test_the_search_of_the_index_and_of_the_features_score_alike(past):
     query, vector = query_by_all(new, rarity), stored_vector(old)
     score = sum(weight * vector.get(index, 0.0) for index, weight in query.items())
     assert score > 0
-
-
-# ---------------------------------------------------------------- asking
-
-
-class Says:
-    """An adjudicator that says what it is told to."""
-
-    def __init__(self, *answers):
-        self.answers, self.asked = list(answers), 0
-
-    async def choose(self, newcomer, candidates):
-        self.asked += 1
-        answer = self.answers[min(self.asked, len(self.answers)) - 1]
-        if isinstance(answer, BaseException):
-            raise answer
-        if answer == "never":
-            await asyncio.Event().wait()
-        return answer
-
-
-def offered(count=3):
-    return [Candidate(Match(issue(f"c{n}", f"title {n}"), 0.5), f"r-c{n}", 0.1, {}, "") for n in range(count)]
-
-
-async def test_the_named_candidate_is_chosen():
-    asking = Asking(Says(2))
-    assert (await asking.about(issue("new", "x"), offered())) is None  # nothing was saved up yet
-    asking.earn("shop")
-    assert (await asking.about(issue("new", "x"), offered())).report_id == "r-c1"
-
-
-@pytest.mark.parametrize("answer", [0, 4, 99, -1, RuntimeError("down"), "never"])
-async def test_no_answer_and_one_about_what_was_not_offered_change_nothing(answer):
-    asking = Asking(Says(answer), seconds_max=0.05)
-    asking.earn("shop")
-    assert await asking.about(issue("new", "x"), offered()) is None
-
-
-async def test_a_pair_is_asked_about_once():
-    says = Says(1)
-    asking = Asking(says, share=1.0)
-    asking.earn("shop")
-    asking.earn("shop")
-    for _ in range(3):
-        assert (await asking.about(issue("new", "x"), offered())).report_id == "r-c0"
-    assert says.asked == 1
-
-
-async def test_a_fifth_of_the_new_reports_may_be_asked_about():
-    says = Says(1)  # a hostile one, that merges whatever it is asked about
-    asking = Asking(says)
-    for number in range(500):
-        asking.earn("shop")
-        await asking.about(issue(f"n{number}", "x"), offered())
-    assert 95 <= says.asked <= 102

@@ -2,6 +2,7 @@
 
 Why the order of the steps makes every effect happen once, wherever the process dies:
 
+0. A resolved report that recurred is linked to the one that follows it. The link names the signal that opens that one: it finds it again.
 1. A new fingerprint's record (report, decision, all that is needed to index it) is created by compare-and-set. From here on it is decided.
 2. Its point goes into the vector index. Only recorded fingerprints are ever in there.
 3. What the fingerprinting learned and noted is stored.
@@ -36,15 +37,17 @@ from loopwright_common.identifiers import derived_id
 from loopwright_common.metrics import observe_stages
 from prometheus_client import Counter
 
+from loopwright_cluster.adjudication import Inquiry
 from loopwright_cluster.costly import CostlyPath
 from loopwright_cluster.domain import Candidate, Decision, Exemplar, Outcome
 from loopwright_cluster.fingerprinting import Fingerprinting
 from loopwright_cluster.grouping.describe import describe
 from loopwright_cluster.grouping.fingerprints import Fingerprint
+from loopwright_cluster.grouping.v2 import Judgement
 from loopwright_cluster.judging import Judging
 from loopwright_cluster.neighbourhood import Neighbourhood, Vector
 from loopwright_cluster.ports import Embedding, VectorIndex, Vectors
-from loopwright_cluster.records import FingerprintRecord, Place, Pointer, Records
+from loopwright_cluster.records import FingerprintRecord, Place, Pointer, Records, link_to
 
 NEIGHBOURS_SHOWN = 10  # as many as the contract carries
 EMBEDDED_AT_ONCE = 8  # texts, 50 ms of a core: the first are decided while the next are embedded
@@ -202,11 +205,52 @@ def report_id_for(signal: Signal) -> str:
     return derived_id("report", signal.project, signal.id)
 
 
+class _Draft:
+    """The records as they will be when the batch is stored: links from resolved reports wait until it is decided for good."""
+
+    def __init__(self, records: Records) -> None:
+        self.pointer, self.fingerprint, self.create = records.pointer, records.fingerprint, records.create
+        self._records = records
+        self._links: dict[str, dict[str, str]] = {}  # by resolved report
+        self._project = ""
+
+    async def place(self, project: str, report_id: str, occurred_at: datetime, signal_id: str) -> Place:
+        return await self._records.place(project, report_id, occurred_at, signal_id, self._links)
+
+    def open_recurrence(self, project: str, resolved: str, successor: str, signal_id: str, reason: str) -> None:
+        self._project = project
+        self._links[resolved] = link_to(successor, signal_id, reason)
+
+    async def write_links(self) -> None:
+        """Raises Conflict when another replica has linked one of the reports meanwhile."""
+        for resolved, link in self._links.items():
+            await self._records.open_recurrence(
+                self._project, resolved, link["successor"], link["successor_signal"], link["successor_reason"]
+            )
+
+    def __len__(self) -> int:
+        return len(self._links)
+
+    def take_back(self, count: int) -> None:
+        for resolved in list(self._links)[count:]:
+            del self._links[resolved]
+
+
+@dataclass(frozen=True)
+class _Mark:
+    """How far the batch was when a newcomer was found unsure: where it stands, and how many had been added, created and linked."""
+
+    at: int
+    added: int
+    created: int
+    linked: int
+
+
 class _Batch:
     """The decisions of one batch, each seeing those before it."""
 
     def __init__(self, grouping: SignalGrouping, signals: Sequence[Signal]) -> None:
-        self._records = grouping._records
+        self._records = _Draft(grouping._records)
         self._judging = grouping._judging
         self._index = grouping._index
         self._embedding = grouping._embedding
@@ -220,9 +264,11 @@ class _Batch:
         self._vectors: dict[Key, asyncio.Task[Vectors]] = {}  # being made while what came before is decided
         self._rows: dict[Key, int] = {}
         self._same: dict[Key, Grouped] = {}  # of fingerprints whose report takes whatever occurs, whenever it occurred
+        self._inquiry = grouping._judging.inquiry()
+        self._marks: list[_Mark] = []  # one for each question
 
     async def decide(self) -> list[Grouped]:
-        """Return where each signal goes, in order. Writes nothing but the links from resolved reports to the ones that follow them."""
+        """Return where each signal goes, in order. Writes nothing."""
         await self._look_up()
         making = self._embed()
         try:
@@ -233,17 +279,66 @@ class _Batch:
             await asyncio.gather(*making, return_exceptions=True)
 
     async def _places(self) -> list[Grouped]:
-        return [self._as_before(signal, found) or await self._place(signal, found) for signal, found in self._signals]
+        """Decided as without a model; what is unsure is asked about together, and what follows the first report given is decided anew."""
+        if self._inquiry is None:
+            return await self._decided(0)
+        grouped = await self._decided(0)
+        given = await self._inquiry.ask()
+        if given is not None:
+            mark = self._marks[given]
+            self._take_back(mark)
+            grouped[mark.at :] = await self._decided(mark.at)
+        return self._told_why(grouped, self._inquiry)
+
+    async def _decided(self, start: int) -> list[Grouped]:
+        grouped = []
+        for at, (signal, found) in enumerate(self._signals[start:], start):
+            mark = _Mark(at, len(self._neighbourhood.pending), len(self._created), len(self._records))
+            grouped.append(self._as_before(signal, found) or await self._place(signal, found))
+            if self._inquiry is not None and len(self._inquiry.questions) > len(self._marks):
+                self._marks.append(mark)
+        return grouped
+
+    def _take_back(self, mark: _Mark) -> None:
+        """The batch as it was before the signal at the mark. What was noted of fingerprints stays: their keys are the same."""
+        self._neighbourhood.take_back(mark.added)
+        self._records.take_back(mark.linked)
+        self._same.clear()
+        for key in list(self._created)[mark.created :]:
+            del self._created[key]
+            self._pointers[key] = None
+
+    def _told_why(self, grouped: Sequence[Grouped], inquiry: Inquiry) -> list[Grouped]:
+        """The unsure ones that the model gave no report say so in their reason."""
+        for key, record in self._created.items():
+            why = inquiry.told.get(key[1])
+            if why is not None:
+                reason = f"{record.decision.reason[:1_500]}; {why}"
+                self._created[key] = record.model_copy(update={"decision": record.decision.model_copy(update={"reason": reason})})
+        result = []
+        for item in grouped:
+            key = (item.signal.project, item.decision.fingerprint)
+            if key[1] in inquiry.told and key in self._created and self._created[key].signal_id == item.signal.id:
+                item = replace(item, decision=self._created[key].decision)
+            result.append(item)
+        return result
 
     async def store(self) -> None:
         """Record the new fingerprints, then index them. Raises Conflict."""
+        await self._records.write_links()
+        # What a model may be asked about could come out otherwise another time, and what came after it was decided by it: where it is not
+        # recorded, neither may they be. So these are recorded first, one after another.
+        unsure = {key: record for key, record in self._created.items() if self._inquiry is not None and key[1] in self._inquiry.unsure}
+        for key, record in unsure.items():
+            await self._records.create(*key, record)
         slots = asyncio.Semaphore(LOOKUPS_AT_ONCE)
 
         async def create(key: Key, record: FingerprintRecord) -> None:
             async with slots:
                 await self._records.create(*key, record)
 
-        results = await asyncio.gather(*(create(*item) for item in self._created.items()), return_exceptions=True)
+        others = [item for item in self._created.items() if item[0] not in unsure]
+        results = await asyncio.gather(*(create(*item) for item in others), return_exceptions=True)
         for result in results:  # all of them are over before the first failure goes up: nothing runs on behind a retry
             if isinstance(result, BaseException):
                 raise result
@@ -360,8 +455,8 @@ class _Batch:
             grouped = Grouped(signal, report_id_for(signal), opened)
             exemplar = newcomer.in_report(grouped.report_id)  # recorded; it is indexed when the service starts next
         else:
-            judged = await self._judging.decide(self._index, self._neighbourhood, newcomer, vector, standing)
-            grouped = await self._settle(signal, found, judged.decision)
+            judged = await self._judging.decide(self._index, self._neighbourhood, newcomer, vector, standing, self._inquiry)
+            grouped = await self._linked(signal, found, judged) or await self._settle(signal, found, judged.decision)
             similar = dict.fromkeys(item.report_id for item in judged.similar if item.report_id != grouped.report_id)
             linked = grouped.decision.model_copy(update={"similar": tuple(similar)[:NEIGHBOURS_SHOWN]})
             grouped = replace(grouped, decision=linked)
@@ -392,6 +487,14 @@ class _Batch:
             return Grouped(signal, place.report_id, self._decision(Outcome.JOIN, "fingerprint", other.reason, found))
         return None
 
+    async def _linked(self, signal: Signal, found: Fingerprint, judged: Judgement) -> Grouped | None:
+        """An unsure one that a model had given a resolved report: where it died after writing the link, what is written stands."""
+        for item in judged.unsure if judged.decision.report_id is None else ():
+            place = await self._records.place(signal.project, item.report_id, _occurred(signal), signal.id)
+            if place.recurred is not None and place.report_id:
+                return await self._recurrence(signal, found, place, place.reason, judged.decision.candidates)
+        return None
+
     async def _settle(self, signal: Signal, found: Fingerprint, decision: Decision) -> Grouped:
         """A matcher's decision, with what has become of the report it names."""
         if decision.report_id is None:
@@ -410,7 +513,7 @@ class _Batch:
         reason = place.reason or f"{same[:400]}; that report was resolved before this occurred, so it opens a new one linked to it"
         report_id = place.report_id or report_id_for(signal)
         assert place.recurred is not None
-        await self._records.open_recurrence(signal.project, place.recurred, report_id, signal.id, reason)
+        self._records.open_recurrence(signal.project, place.recurred, report_id, signal.id, reason)
         opened = self._decision(Outcome.OPEN, "recurrence", reason, found, candidates)
         return Grouped(signal, report_id, opened, place.recurred)
 

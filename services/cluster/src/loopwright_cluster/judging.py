@@ -15,8 +15,8 @@ from typing import Literal
 import structlog
 from prometheus_client import Counter
 
-from loopwright_cluster.adjudication import ANSWER_SECONDS_MAX, Adjudicator, Asking
-from loopwright_cluster.domain import Candidate, Decision, Exemplar, Outcome
+from loopwright_cluster.adjudication import ANSWER_SECONDS_MAX, Adjudicator, Asking, Inquiry
+from loopwright_cluster.domain import Decision, Exemplar, Outcome
 from loopwright_cluster.grouping import v1, v2
 from loopwright_cluster.grouping.lexicon import Lexicon, Rarity
 from loopwright_cluster.grouping.v1 import HUMAN_KINDS
@@ -54,10 +54,28 @@ class Judging:
         self._checked: dict[str, int] = {}
         self.compared = {"agreed": 0, "differed": 0}  # since the start; the metric has the same
 
+    def inquiry(self) -> Inquiry | None:
+        """What a batch gathers its questions in; None where nobody can be asked."""
+        return Inquiry(self._asking) if self._asking is not None else None
+
+    async def close(self) -> None:
+        """Let go of the model's connections."""
+        if self._asking is not None:
+            await self._asking.close()
+
     async def decide(
-        self, index: VectorIndex, neighbourhood: Neighbourhood, newcomer: Exemplar, vector: Vector, standing: Standing
+        self,
+        index: VectorIndex,
+        neighbourhood: Neighbourhood,
+        newcomer: Exemplar,
+        vector: Vector,
+        standing: Standing,
+        inquiry: Inquiry | None = None,
     ) -> v2.Judgement:
-        """Where the newcomer goes. Raises what the index raises; a model that does not answer well changes nothing."""
+        """Where the newcomer goes: as the answer says that ``inquiry`` has had about it, and otherwise as without a model.
+
+        An unsure one without an answer is put to the inquiry's questions. Raises what the index raises.
+        """
         around = await neighbourhood.around(newcomer, vector, standing)
         hearing = v2.Hearing()
         if "v2" in (self.version, self.shadow) and newcomer.kind in HUMAN_KINDS and not around.degraded:
@@ -72,11 +90,10 @@ class Judging:
             if version is not None
         }
         chosen = judgements[self.version]
-        if self.shadow is not None:
+        first = inquiry is None or inquiry.hear(newcomer)
+        if self.shadow is not None and first:
             self._compare(newcomer, chosen.decision, judgements[self.shadow].decision)
-        if self._asking is not None and newcomer.kind in HUMAN_KINDS:
-            chosen = await self._ask(newcomer, chosen)
-        return chosen
+        return chosen if inquiry is None else await _as_answered(inquiry, neighbourhood, newcomer, chosen, standing)
 
     def stored(self, exemplars: Sequence[Exemplar]) -> None:
         """The batch's newcomers are in the index: from now on their words count for good."""
@@ -113,15 +130,25 @@ class Judging:
                 shadow_reason=shadow.reason,
             )  # fmt: skip
 
-    async def _ask(self, newcomer: Exemplar, judgement: v2.Judgement) -> v2.Judgement:
-        assert self._asking is not None
-        self._asking.earn(newcomer.project)
-        if not judgement.unsure:
-            return judgement
-        chosen: Candidate | None = await self._asking.about(newcomer, judgement.unsure)
-        if chosen is None:
-            return judgement
-        title = chosen.match.exemplar.title[:80]
-        reason = f"a model was asked, as the matcher was unsure (probability {chosen.score:.2f}): the same problem as “{title}”"
-        others = tuple(item for item in judgement.decision.candidates if item is not chosen)
-        return replace(judgement, decision=Decision(Outcome.JOIN, chosen.report_id, reason, (chosen, *others)))
+
+async def _as_answered(
+    inquiry: Inquiry, neighbourhood: Neighbourhood, newcomer: Exemplar, judgement: v2.Judgement, standing: Standing
+) -> v2.Judgement:
+    """The judgement with the model's answer, where there is one that is still among what is likely."""
+    if not judgement.unsure:
+        inquiry.sure(newcomer)
+        return judgement
+    named = inquiry.about(newcomer, judgement.unsure)
+    if named is None:
+        return judgement
+    # The answer is about two texts. The report that the other one is in now may be another than when the question was put.
+    report_id, _ = await standing(neighbourhood.as_decided(named))
+    likely = judgement.unsure
+    same_text = (item for item in likely if item.match.exemplar.fingerprint == named.fingerprint)
+    chosen = next(same_text, None) or next((item for item in likely if item.report_id == report_id), None)
+    if chosen is None:
+        return judgement
+    title = chosen.match.exemplar.title[:80]
+    reason = f"a model was asked, as the matcher was unsure (probability {chosen.score:.2f}): the same problem as “{title}”"
+    others = tuple(item for item in judgement.decision.candidates if item is not chosen)
+    return replace(judgement, decision=Decision(Outcome.JOIN, chosen.report_id, reason, (chosen, *others)))

@@ -52,6 +52,16 @@ class Neighbourhood:
         self._rarities[project] = Rarity(lexicon, [wording_of(item.title, item.body) for item in people])
         return self._rarities[project]
 
+    def as_decided(self, exemplar: Exemplar) -> Exemplar:
+        """The exemplar as this batch has decided it, where it is one of its newcomers; else as it is."""
+        return self._pending.get(exemplar.point_id, (exemplar, None))[0]
+
+    def take_back(self, count: int) -> None:
+        """Only the first ``count`` newcomers were decided: the others are going to be decided anew."""
+        for point_id in list(self._pending)[count:]:
+            del self._pending[point_id]
+        self._rarities.clear()  # made again from what is left, when the next text by a person is judged
+
     @property
     def pending(self) -> list[tuple[Exemplar, Vector]]:
         """The newcomers that were added, in order: what has to be stored."""

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import json
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Generic, TypeVar
@@ -66,6 +66,12 @@ class ReportRecord(Contract):
 
 
 NEW_REPORT = ReportRecord()
+NO_LINKS: Mapping[str, Mapping[str, str]] = {}
+
+
+def link_to(successor: str, signal_id: str, reason: str) -> dict[str, str]:
+    """What a resolved report's record says of the one that follows it."""
+    return {"successor": successor, "successor_signal": signal_id, "successor_reason": reason[:512]}
 
 
 @dataclass(frozen=True)
@@ -215,11 +221,18 @@ class Records:
             await self._fingerprints.write(key, changed, entry.revision)
         return moved
 
-    async def place(self, project: str, report_id: str, occurred_at: datetime, signal_id: str) -> Place:
-        """Where what points to ``report_id`` belongs, for a signal that occurred then: merges and recurrences are followed."""
+    async def place(
+        self, project: str, report_id: str, occurred_at: datetime, signal_id: str, links: Mapping[str, Mapping[str, str]] = NO_LINKS
+    ) -> Place:
+        """Where what points to ``report_id`` belongs, for a signal that occurred then: merges and recurrences are followed.
+
+        ``links`` are successors of resolved reports that are decided and not yet written.
+        """
         current, always = report_id, True
         for _ in range(REPORT_CHAIN_MAX):
             record = (await self._reports.get(f"{project}.{current}"))[0] or NEW_REPORT
+            if current in links:
+                record = record.model_copy(update=links[current])
             always = always and record.resolved_at is None
             if record.merged_into is not None:
                 current = record.merged_into
@@ -244,8 +257,7 @@ class Records:
                 return
             self._reports.forget(key)
             raise Conflict(f"report {resolved} is already followed by {record.successor}")
-        changed = {"successor": successor, "successor_signal": signal_id, "successor_reason": reason[:512]}
-        await self._reports.write(key, record.model_copy(update=changed), revision)
+        await self._reports.write(key, record.model_copy(update=link_to(successor, signal_id, reason)), revision)
 
     async def merge(self, project: str, gone: str, stays: str) -> None:
         """Let everything of report ``gone`` belong to ``stays``. Raises Conflict."""
