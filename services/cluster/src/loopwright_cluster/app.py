@@ -17,6 +17,7 @@ from loopwright_common.model import ModelClient, ModelRole
 from loopwright_common.nats_bus import open_bus
 from loopwright_common.process import service_app
 from loopwright_common.projects import Projects
+from loopwright_common.spending import BucketSpending
 
 from loopwright_cluster import api
 from loopwright_cluster.adapters.qdrant_edge import QdrantEdgeIndex
@@ -34,6 +35,7 @@ from loopwright_cluster.regrouping import Regrouping, Search, fill_index
 from loopwright_cluster.settings import ClusterSettings
 
 SERVICE = "cluster"
+SPENDING_BUCKET = "cluster-spending"
 # How long an ordered flow stands still when this process or the server dies with a batch in hand. A long batch is kept by heartbeats.
 ACK_WAIT = timedelta(seconds=10)
 
@@ -76,23 +78,35 @@ async def open_index(settings: ClusterSettings, embedding: Embedding) -> VectorI
     return await QdrantServerIndex.open(client, f"loopwright_{embedding.name}", embedding.dimensions)
 
 
-def open_judging(settings: ClusterSettings) -> Judging:
-    """The version that decides, the one in shadow, and the model that may be asked, if one is configured."""
+def adjudicator_role(settings: ClusterSettings) -> ModelRole:
+    """The model role that the settings describe. A call is counted at its most, a token per byte, before it is made."""
+    return ModelRole(
+        name="adjudicator",
+        base_url=settings.model_base_url,
+        api_key=settings.model_api_key,
+        model=settings.model_name,
+        calls_per_run_max=4,  # the answer, one repair of it, and a retry of each
+        input_tokens_per_run_max=1_500_000,  # four times the bytes of the longest question
+        output_tokens_per_call_max=1_000,  # ten answers take 200; the rest is for models that think aloud
+        usd_per_run_max=settings.model_usd_per_day_max,
+        usd_per_day_max=settings.model_usd_per_day_max,
+        usd_per_million_input=settings.model_usd_per_million_input,
+        usd_per_million_output=settings.model_usd_per_million_output,
+        attempt_seconds_max=settings.model_seconds_max,
+        call_seconds_max=settings.model_seconds_max,
+        retries_max=1,
+    )
+
+
+async def open_judging(settings: ClusterSettings, bus: Bus, clock: Clock) -> Judging:
+    """The version that decides, the one in shadow, and the model that may be asked, if one is configured.
+
+    What is spent in a day is counted on the bus, over replicas and restarts.
+    """
     adjudicator = None
     if settings.model_base_url:
-        role = ModelRole(
-            name="adjudicator",
-            base_url=settings.model_base_url,
-            api_key=settings.model_api_key,
-            model=settings.model_name,
-            calls_per_run_max=2,  # the answer, and one repair of it
-            output_tokens_per_call_max=400,
-            usd_per_day_max=settings.model_usd_per_day_max,
-            attempt_seconds_max=settings.model_seconds_max,
-            call_seconds_max=settings.model_seconds_max,
-            retries_max=1,
-        )
-        adjudicator = ModelAdjudicator(ModelClient(role))
+        spending = BucketSpending(await bus.key_value(SPENDING_BUCKET), clock)
+        adjudicator = ModelAdjudicator(ModelClient(adjudicator_role(settings), spending=spending, clock=clock))
     return Judging(
         settings.grouping_version, shadow=settings.shadow or None, adjudicator=adjudicator, seconds_max=settings.model_seconds_max
     )
@@ -164,6 +178,7 @@ class Service:
     async def pause(self, drain: timedelta = timedelta(seconds=10)) -> None:
         """Stop grouping; embedding and index stay open for another."""
         await self.bus.close(drain)
+        await self._judging.close()
         for part in (self._fingerprinting, self._projects, self._records):
             if part is not None:
                 await part.stop()
@@ -193,14 +208,15 @@ def create_app(settings: ClusterSettings) -> FastAPI:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         embedding = await asyncio.to_thread(open_embedding, settings)
         index = await open_index(settings, embedding)
+        bus, clock = await open_bus(settings, SERVICE), SystemClock()
         service = Service(
-            await open_bus(settings, SERVICE),
+            bus,
             embedding,
             index,
-            SystemClock(),
+            clock,
             batch_max=settings.batch_max,
             new_per_minute=settings.new_fingerprints_per_minute,
-            judging=open_judging(settings),
+            judging=await open_judging(settings, bus, clock),
         )
         try:
             await service.start()

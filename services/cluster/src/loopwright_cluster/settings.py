@@ -57,9 +57,17 @@ class ClusterSettings(ServiceSettings):
         default=20.0,
         gt=0.0,
         le=120.0,
-        description="How long an answer may take; a project's signals wait meanwhile, then a new report opens.",
+        description="How long all answers about a batch may take; a project's signals wait meanwhile, then new reports open.",
     )
-    model_usd_per_day_max: float = Field(default=2.0, ge=0.0, description="What all questions of a day may cost, where prices are known.")
+    model_usd_per_day_max: float = Field(
+        default=2.0, ge=0.0, le=100_000.0, description="US dollars a day for all questions; beyond it new reports open. Needs the prices."
+    )
+    model_usd_per_million_input: float = Field(
+        default=0.0, ge=0.0, le=10_000.0, description="The price of a million input tokens; 0 for a model of your own."
+    )
+    model_usd_per_million_output: float = Field(
+        default=0.0, ge=0.0, le=10_000.0, description="The price of a million output tokens; 0 for a model of your own."
+    )
     batch_max: int = Field(
         default=400, ge=1, le=1_000, description="Signals decided and published together, half of what an atomic batch takes with room."
     )
