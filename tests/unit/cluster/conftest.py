@@ -71,6 +71,7 @@ class Flow:
         self.bus, self.embedding, self.index = bus, embedding, index
         self.new_per_minute = 0
         self.fingerprinting = None
+        self.judging = None  # None: as without a model
         self.clock = FakeClock(START + timedelta(hours=1))
 
     async def restart(self, *, bus=None, index=None):
@@ -82,7 +83,7 @@ class Flow:
         await self.fingerprinting.start()
         locks = ProjectLocks()
         self.grouping = SignalGrouping(
-            bus, self.records, self.embedding, index, self.clock, locks, CostlyPath(self.new_per_minute), self.fingerprinting
+            bus, self.records, self.embedding, index, self.clock, locks, CostlyPath(self.new_per_minute), self.fingerprinting, self.judging
         )
         self.regrouping = Regrouping(bus, self.records, index, locks)
         self.search = Search(self.records, self.embedding, index)

@@ -2,7 +2,8 @@
 
 Why the order of the steps makes every effect happen once, wherever the process dies:
 
-0. A resolved report that recurred is linked to the one that follows it. The link names the signal that opens that one: it finds it again.
+0. Of what a model may be asked about the records are first, one after another: they could come out otherwise another time, and what came
+   after them was decided by them. Then resolved reports are linked to those that follow; a link names the signal that opens that one.
 1. A new fingerprint's record (report, decision, all that is needed to index it) is created by compare-and-set. From here on it is decided.
 2. Its point goes into the vector index. Only recorded fingerprints are ever in there.
 3. What the fingerprinting learned and noted is stored.
@@ -43,7 +44,6 @@ from loopwright_cluster.domain import Candidate, Decision, Exemplar, Outcome
 from loopwright_cluster.fingerprinting import Fingerprinting
 from loopwright_cluster.grouping.describe import describe
 from loopwright_cluster.grouping.fingerprints import Fingerprint
-from loopwright_cluster.grouping.v2 import Judgement
 from loopwright_cluster.judging import Judging
 from loopwright_cluster.neighbourhood import Neighbourhood, Vector
 from loopwright_cluster.ports import Embedding, VectorIndex, Vectors
@@ -325,12 +325,10 @@ class _Batch:
 
     async def store(self) -> None:
         """Record the new fingerprints, then index them. Raises Conflict."""
-        await self._records.write_links()
-        # What a model may be asked about could come out otherwise another time, and what came after it was decided by it: where it is not
-        # recorded, neither may they be. So these are recorded first, one after another.
         unsure = {key: record for key, record in self._created.items() if self._inquiry is not None and key[1] in self._inquiry.unsure}
         for key, record in unsure.items():
             await self._records.create(*key, record)
+        await self._records.write_links()
         slots = asyncio.Semaphore(LOOKUPS_AT_ONCE)
 
         async def create(key: Key, record: FingerprintRecord) -> None:
@@ -433,6 +431,10 @@ class _Batch:
         vector = await self._vector(key)
         if vector is not None:
             self._neighbourhood.add(Exemplar.from_payload(record.exemplar), vector)
+        if record.recurrence_of is not None:  # it may have died between its record and the link
+            resolved = await self._records.place(signal.project, record.recurrence_of, _occurred(signal), signal.id)
+            if resolved.recurred is not None and not resolved.report_id:
+                self._records.open_recurrence(signal.project, resolved.recurred, record.report_id, signal.id, record.decision.reason)
         place = await self._records.place(signal.project, record.report_id, BEFORE_EVERYTHING, signal.id)
         return Grouped(signal, place.report_id, record.decision, record.recurrence_of, record.decided_at)
 
@@ -456,7 +458,7 @@ class _Batch:
             exemplar = newcomer.in_report(grouped.report_id)  # recorded; it is indexed when the service starts next
         else:
             judged = await self._judging.decide(self._index, self._neighbourhood, newcomer, vector, standing, self._inquiry)
-            grouped = await self._linked(signal, found, judged) or await self._settle(signal, found, judged.decision)
+            grouped = await self._settle(signal, found, judged.decision)
             similar = dict.fromkeys(item.report_id for item in judged.similar if item.report_id != grouped.report_id)
             linked = grouped.decision.model_copy(update={"similar": tuple(similar)[:NEIGHBOURS_SHOWN]})
             grouped = replace(grouped, decision=linked)
@@ -485,14 +487,6 @@ class _Batch:
             if place.recurred is not None:
                 return await self._recurrence(signal, found, place, other.reason)
             return Grouped(signal, place.report_id, self._decision(Outcome.JOIN, "fingerprint", other.reason, found))
-        return None
-
-    async def _linked(self, signal: Signal, found: Fingerprint, judged: Judgement) -> Grouped | None:
-        """An unsure one that a model had given a resolved report: where it died after writing the link, what is written stands."""
-        for item in judged.unsure if judged.decision.report_id is None else ():
-            place = await self._records.place(signal.project, item.report_id, _occurred(signal), signal.id)
-            if place.recurred is not None and place.report_id:
-                return await self._recurrence(signal, found, place, place.reason, judged.decision.candidates)
         return None
 
     async def _settle(self, signal: Signal, found: Fingerprint, decision: Decision) -> Grouped:
