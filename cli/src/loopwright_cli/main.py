@@ -11,20 +11,19 @@ import shutil
 import signal
 import subprocess
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 import yaml
-from rich.console import Console
 from rich.syntax import Syntax
-from rich.table import Table
 
+from loopwright_cli import grouping_commands
 from loopwright_cli.client import Api, ApiFailed
 from loopwright_cli.stack import FIRST_PORT, NotInstalled, Stack, find_nats_server
 from loopwright_cli.supervisor import StartFailed, Supervisor
 from loopwright_cli.telling import plain, tell_measurement, tell_report
+from loopwright_cli.terminal import DATA, FAILED, URL, As, Data, Output, Project, Token, Url, api, console, errors, fail, show
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -43,29 +42,10 @@ for name, group in {
     "changes": changes_app,
     "verdicts": verdicts_app,
     "keys": keys_app,
+    "grouping": grouping_commands.grouping_app,
 }.items():
     app.add_typer(group, name=name)
-
-console = Console(highlight=False)
-errors = Console(stderr=True, highlight=False)
-
-FAILED, NOT_FOUND, REFUSED, UNREACHABLE = 1, 3, 4, 5
-
-
-class Output(StrEnum):
-    TABLE = "table"
-    JSON = "json"
-
-
-As = Annotated[Output, typer.Option("--output", "-o", help="table for people, json for programs.")]
-Data = Annotated[Path, typer.Option(envvar="LOOPWRIGHT_DATA", help="The data folder: state, secrets and logs.")]
-Url = Annotated[str, typer.Option(envvar="LOOPWRIGHT_URL", help="The gateway's address.")]
-Token = Annotated[
-    str, typer.Option(envvar="LOOPWRIGHT_TOKEN", help="A token of the gateway; by default the operator's, from the data folder.")
-]
-Project = Annotated[str, typer.Option("--project", "-p", envvar="LOOPWRIGHT_PROJECT", help="Only this project.")]
-DATA = Path("data")
-URL = f"http://127.0.0.1:{FIRST_PORT}"
+grouping_commands.add_to(reports_app)
 
 
 def checkout() -> Path | None:
@@ -77,44 +57,6 @@ def checkout() -> Path | None:
 def models() -> Path | None:
     root = checkout()
     return root / ".cache" / "models" if root is not None else None
-
-
-def api(url: str, token: str, data: Path) -> Api:
-    """The gateway's API, with the token given or the operator's."""
-    file = data / "secrets" / "operator_token"
-    if not token and file.exists():
-        token = file.read_text().strip()
-    return Api(url, token)
-
-
-def fail(error: ApiFailed) -> typer.Exit:
-    """Says what went wrong, and the exit code for it."""
-    errors.print(f"[red]✗[/] {plain(error.detail)}")
-    for item in error.errors[:20]:
-        errors.print(f"  {plain(item.get('pointer', ''))}: {plain(item.get('detail', ''))}")
-    codes = {0: UNREACHABLE, 404: NOT_FOUND, 401: REFUSED, 403: REFUSED, 409: REFUSED, 429: REFUSED, 503: UNREACHABLE, 422: 2}
-    return typer.Exit(codes.get(error.status, FAILED))
-
-
-def show(value: Any, output: Output, columns: dict[str, str] | None = None) -> None:
-    """Prints a value as JSON, or a list of objects as a table of ``columns`` (title -> dotted path)."""
-    if output is Output.JSON or columns is None:
-        print(json.dumps(value, indent=2, ensure_ascii=False))
-        return
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for title in columns:
-        table.add_column(title, overflow="fold")
-    for item in value:
-        table.add_row(*(plain(_at(item, path)) for path in columns.values()))
-    console.print(table)
-
-
-def _at(item: Any, path: str) -> str:
-    for part in path.split("."):
-        item = item.get(part) if isinstance(item, dict) else None
-    if isinstance(item, list):
-        return ", ".join(map(str, item))
-    return "" if item is None else str(item)
 
 
 @app.command()
@@ -346,23 +288,6 @@ def show_report(report_id: str, url: Url = URL, token: Token = "", data: Data = 
         show(report | {"timeline": timeline}, output)
         return
     tell_report(console, report, timeline)
-
-
-@reports_app.command("explain")
-def explain_report(report_id: str, url: Url = URL, token: Token = "", data: Data = DATA, output: As = Output.TABLE) -> None:
-    """Why its signals are together."""
-    try:
-        items = api(url, token, data).get(f"/v1/reports/{report_id}/explain")
-    except ApiFailed as error:
-        raise fail(error) from error
-    if output is Output.JSON:
-        show(items, output)
-        return
-    for item in items:
-        signal_, decision = item["signal"], item["decision"]
-        console.print(f"[bold]{plain(signal_['title'])}[/]")
-        console.print(f"  {plain(signal_['kind'])} from {plain(signal_['source'])}, {plain(signal_['occurred_at'])}")
-        console.print(f"  {plain(decision['outcome'])} by {plain(decision['rule'])}: {plain(decision['reason'])}")
 
 
 @changes_app.command("list")

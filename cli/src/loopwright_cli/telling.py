@@ -89,3 +89,98 @@ def tell_measurement(console: Console, measurement: dict[str, Any]) -> None:
         high = "∞" if measurement["ratio_high"] is None else f"{measurement['ratio_high']:.3f}"
         console.print(f"  after ÷ before {measurement['ratio']:.3f}, interval {measurement['ratio_low'] or 0:.3f} to {high}")
     console.print()
+
+
+# What the matcher and the rules compare, as people say it. "rarest": the weight of the rarest word that both texts hold.
+FIGURES = {
+    "probability": "probability",
+    "score": "score",
+    "cosine": "alike in meaning",
+    "words_cosine": "alike in words",
+    "rarest": "rarest shared word",
+    "shared_names": "weight of shared names",
+    "same_kind": "same kind",
+    "same_service": "same service",
+    "same_release": "same release",
+    "onset_gap_seconds": "seconds apart",
+}
+ACTIONS = {"merge": "merged", "split": "split off", "move": "moved", "never_together": "never together", "undo": "undone"}
+NEIGHBOURS_TOLD = 3
+
+
+def figures(features: dict[str, float], similarity: float) -> str:
+    """A pair's figures in a line, each by a name a person understands; those without one as they are called."""
+    told = {"cosine": similarity} | features
+    names = [name.removeprefix("name:") for name in told if name.startswith("name:")]
+    found = []
+    for name in sorted((name for name in told if not name.startswith("name:")), key=_order):
+        value = told[name]
+        if name.startswith("same_"):
+            found.append(f"{'same' if value else 'other'} {name.removeprefix('same_')}")
+        elif name == "onset_gap_seconds":
+            found.append(f"{value:.0f} s apart")
+        else:
+            found.append(f"{FIGURES.get(name, name.replace('_', ' '))} {value:.2f}")
+    if names:
+        found.append(f"both name {', '.join(names)}")
+    return ", ".join(found)
+
+
+def _order(name: str) -> int:
+    known = list(FIGURES)
+    return known.index(name) if name in known else len(known)
+
+
+def tell_explanation(console: Console, item: dict[str, Any]) -> None:
+    """One signal: what it says, why it is where it is, what it was compared with, and who moved it."""
+    signal, decision, moved = item["signal"], item["decision"], item["moved"]
+    console.print(f"[bold]{plain(signal['title'])}[/]")
+    by = f" from {plain(signal['source'])}" if signal.get("source") else ""
+    console.print(f"  {plain(signal['kind'])}{by}, {plain(signal['occurred_at'])} [dim]{plain(signal['id'])}[/]")
+    if moved:
+        what = ACTIONS.get(moved["action"], moved["action"])
+        console.print(
+            f"  {plain(what)} here from {plain(moved['from_report_id'])} by {plain(moved['actor'].removeprefix('person:'))}, "
+            f"{plain(moved['at'])} [dim]{plain(moved['command_id'])}[/]"
+        )
+    if item["fingerprint"]:
+        console.print(f"  [dim]fingerprint[/] {plain(item['fingerprint'])}")
+    if decision is None:
+        console.print("  [dim]how it was decided is no longer kept[/]")
+        return
+    degraded = " [yellow](without the embedding model)[/]" if decision["degraded"] else ""
+    rule = decision["rule"].replace("_", " ")
+    console.print(f"  {plain(decision['outcome'])} by {plain(rule)}: {plain(decision['reason'])}{degraded}")
+    for near in decision["neighbours"][:NEIGHBOURS_TOLD]:
+        console.print(
+            f"    near “{plain(near['title'])}” [dim]{plain(near['report_id'])}[/]: {plain(figures(near['features'], near['similarity']))}"
+        )
+    if decision["similar"]:
+        console.print(f"    may be the same as {plain(', '.join(decision['similar']))}")
+
+
+def tell_word(console: Console, word: dict[str, Any]) -> None:
+    """What a person said about the grouping, and what came of it."""
+    left, other, new = plain(word["report_id"]), plain(word["other_report_id"] or ""), plain(word["new_report_id"] or "")
+    sentences = {
+        "merge": f"{other} was merged into {left}",
+        "split": f"split off {left} into {new or 'a report of its own'}",
+        "move": f"moved from {left} to {other}",
+        "never_together": f"{left} and {other} never together",
+        "undo": "took back what was said",
+    }
+    parts = [
+        f"{number} {name}{'' if number == 1 else 's'}"
+        for name, number in (("fingerprint", len(word["fingerprints"])), ("signal", word["signals"]))
+        if number
+    ]
+    what = sentences.get(word["action"], word["action"])
+    state = {"asked": "[yellow]asked[/]", "refused": "[red]refused[/]", "undone": "[dim]undone[/]"}.get(word["state"], "[green]done[/]")
+    console.print(f"{state} {what}{f' ({plain(told)})' if (told := ', '.join(parts)) else ''}")
+    console.print(f"  {plain(word['actor'].removeprefix('person:'))}, {plain(word['at'])} [dim]{plain(word['command_id'])}[/]")
+    if word["reason"]:
+        console.print(f"  “{plain(word['reason'])}”")
+    if word["refusal"]:
+        console.print(f"  [red]not done:[/] {plain(word['refusal'])}")
+    if word["undone_by"]:
+        console.print(f"  [dim]undone by {plain(word['undone_by'])}[/]")
