@@ -307,6 +307,22 @@ async def test_changes_are_counted_for_the_caps(store: SqlStore) -> None:
         assert [await unit.open_change_for("shop", "shop", name) for name in ("s1", "s2", "s3")] == ["r-c1", None, "r-c3"]
 
 
+async def test_changes_are_listed_by_their_report(store: SqlStore) -> None:
+    def change(number: int) -> ChangeRecord:
+        at = START + timedelta(hours=number)
+        return ChangeRecord(f"c{number}", "shop", f"r{number % 2}", "shop", None, "failed", number, "t", "policy", at, at, at)
+
+    async with store.transaction() as unit:
+        for number in range(6):
+            await unit.save_change(change(number))
+    inbox = Inbox(store)
+    first, after = await inbox.changes("shop", [], "r1", None, 2)
+    rest, end = await inbox.changes("shop", [], "r1", after, 2)
+    assert ([item.id for item in first], [item.id for item in rest], end) == (["c5", "c3"], ["c1"], None)
+    assert await inbox.changes("shop", ["merged"], "r1", None, 2) == ([], None)
+    assert await inbox.changes(None, [], "r9", None, 2) == ([], None)
+
+
 async def test_the_outbox_is_sent_oldest_first_and_forgotten(store: SqlStore) -> None:
     async with store.transaction() as unit:
         for number in range(5):

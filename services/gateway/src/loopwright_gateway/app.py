@@ -64,6 +64,7 @@ class Service:
             asyncio.create_task(self._wake_dispatcher(), name="wake"),
             asyncio.create_task(self._prune(), name="prune"),
             asyncio.create_task(self._watch(), name="watch"),
+            asyncio.create_task(self.catalogue.follow(self.bus), name="catalogue"),
         ]
         batches = {"batch_max": 100, "ordered": True, "ack_wait": timedelta(seconds=60), "attempts_max": 20}
         await self.bus.consume_batches(ConsumerSpec("gateway-groups", SERVICE, (s.GROUPS_UPDATED,), **batches), self.facts.grouped)  # type: ignore[arg-type]

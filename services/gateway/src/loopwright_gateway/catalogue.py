@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+import structlog
 from loopwright_common.auth import hash_token, new_sentry_key, new_token
+from loopwright_common.bus import Bus
 from loopwright_common.clock import Clock
-from loopwright_common.contracts.configuration import ProjectConfig, ProjectKey, PublishedProject, Scope
+from loopwright_common.contracts.configuration import CONFIG_BUCKET, ProjectConfig, ProjectKey, PublishedProject, Scope
 from loopwright_common.errors import NotFound, Refused
 from loopwright_common.identifiers import new_id
+from pydantic import ValidationError
 
 from loopwright_gateway.instants import from_instant, to_instant
 from loopwright_gateway.outbox import CONFIG
@@ -20,6 +25,10 @@ from loopwright_gateway.records import OutboxItem
 
 PROJECTS_MAX = 10_000
 KEYS_MAX = 1_000
+KEY_PREFIX = "project."
+RETRY_SECONDS_MOST = 5.0
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
@@ -37,12 +46,13 @@ class Catalogue:
         self._store = store
         self._clock = clock
         self._configs: dict[str, ProjectConfig] = {}
+        self._revisions: dict[str, int] = {}
 
     async def load(self) -> None:
         """Reads all projects, and publishes each again: what was lost between database and bus comes back at the start."""
         async with self._store.transaction() as unit:
             for name, number, revision, config in await unit.projects():
-                self._configs[name] = ProjectConfig.model_validate_json(config)
+                self._keep(name, revision, ProjectConfig.model_validate_json(config))
                 await self._publish(unit, await self._published(unit, name, number, revision, config))
 
     def get(self, name: str) -> ProjectConfig | None:
@@ -53,7 +63,31 @@ class Catalogue:
         async with self._store.transaction() as unit:
             row = await unit.project(name)
         if row is not None:
-            self._configs[name] = ProjectConfig.model_validate_json(row[2])
+            self._keep(name, row[1], ProjectConfig.model_validate_json(row[2]))
+
+    async def follow(self, bus: Bus) -> None:
+        """Keeps the copy current for as long as it runs: what another replica wrote is published, and read again here.
+
+        The database decides, not what the bus carries: its message only says that there is something to read. While the bus is out of
+        reach the last copy stays in force; after it, the watch begins with everything there is.
+        """
+        delay = 0.1
+        while True:
+            try:
+                async for name, revision in _published_revisions(bus):
+                    delay = 0.1
+                    if revision > self._revisions.get(name, 0):
+                        await self.refresh(name)
+                        log.info("project_refreshed", project=name, revision=self._revisions.get(name, 0))
+            except Exception as error:  # of the bus or of the database, whatever the driver raises
+                log.warning("projects_not_followed", error=str(error)[:500], retry_seconds=delay)
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, RETRY_SECONDS_MOST)
+
+    def _keep(self, name: str, revision: int, config: ProjectConfig) -> None:
+        """Two replicas may be told of the same project at once: an older revision never takes a newer one's place."""
+        if revision >= self._revisions.get(name, 0):
+            self._revisions[name], self._configs[name] = revision, config
 
     async def apply(self, config: ProjectConfig, *, dry_run: bool = False) -> Applied:
         """Makes a project what ``config`` says. Raises Refused over the limit of projects."""
@@ -75,7 +109,7 @@ class Catalogue:
                 await unit.save_project(config.name, number, revision, body, self._clock.now())
                 await self._publish(unit, published)
         if not dry_run:
-            self._configs[config.name] = config
+            self._keep(config.name, revision, config)
         return Applied(outcome, published)
 
     async def all(self) -> list[PublishedProject]:
@@ -138,8 +172,20 @@ class Catalogue:
         return PublishedProject(number=number, revision=revision, config=ProjectConfig.model_validate_json(config), keys=keys)
 
     async def _publish(self, unit: Unit, project: PublishedProject) -> None:
-        key = f"project.{project.config.name}"
+        key = f"{KEY_PREFIX}{project.config.name}"
         await unit.enqueue(OutboxItem(CONFIG, {}, f"{key}:{project.revision}", key, project.model_dump_json()))
+
+
+async def _published_revisions(bus: Bus) -> AsyncIterator[tuple[str, int]]:
+    """(name, revision) of each project that is published, and of each that comes to be."""
+    bucket = await bus.key_value(CONFIG_BUCKET)
+    async for entry in bucket.watch(KEY_PREFIX):
+        if entry is None or not entry.value:
+            continue
+        try:
+            yield entry.key.removeprefix(KEY_PREFIX), PublishedProject.model_validate_json(entry.value).revision
+        except ValidationError as error:
+            log.error("config_unreadable", key=entry.key, error=str(error))
 
 
 def _key(row: dict[str, Any]) -> ProjectKey:

@@ -135,7 +135,7 @@ class Inbox:
             ]
 
     async def changes(
-        self, project: str | None, states: Sequence[str], after: list[Any] | None, limit: int
+        self, project: str | None, states: Sequence[str], report_id: str | None, after: list[Any] | None, limit: int
     ) -> tuple[list[ChangeView], list[Any] | None]:
         c = t.changes.c
         statement = select(t.changes).order_by(c.created_at.desc(), c.id.desc()).limit(limit + 1)
@@ -143,6 +143,8 @@ class Inbox:
             statement = statement.where(c.project == project)
         if states:
             statement = statement.where(c.state.in_(states))
+        if report_id:
+            statement = statement.where(c.report_id == report_id)
         if after:
             statement = statement.where(or_(c.created_at < after[0], and_(c.created_at == after[0], c.id < after[1])))
         async with self._store.read() as connection:

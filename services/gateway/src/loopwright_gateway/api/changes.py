@@ -16,6 +16,7 @@ router = APIRouter(prefix="/v1", tags=["changes"])
 Id = Annotated[str, Path(pattern=r"^[A-Za-z0-9_-]{1,64}$", description="The change's id.")]
 State = Literal["requested", "working", "in_review", "merged", "closed", "failed"]
 Project = Annotated[str | None, Query(max_length=64, pattern=r"^[^\x00]*$")]
+ReportId = Annotated[str | None, Query(pattern=r"^[A-Za-z0-9_-]{1,64}$", description="Only those of this report.")]
 Cursor = Annotated[str | None, Query(max_length=512)]
 Limit = Annotated[int, Query(ge=1, le=200)]
 
@@ -26,11 +27,12 @@ async def list_changes(
     _: Caller,
     project: Project = None,
     state: Annotated[list[State] | None, Query()] = None,
+    report_id: ReportId = None,
     cursor: Cursor = None,
     limit: Limit = 50,
 ) -> v.Page[v.ChangeView]:
     """The changes, newest first."""
-    items, after = await parts.inbox.changes(project, state or [], decode_cursor("changes", cursor, (int, str)), limit)
+    items, after = await parts.inbox.changes(project, state or [], report_id, decode_cursor("changes", cursor, (int, str)), limit)
     return v.Page(items=items, next_cursor=encode_cursor("changes", after))
 
 
@@ -89,7 +91,7 @@ async def list_verdicts(
     parts: PartsOf,
     _: Caller,
     project: Project = None,
-    report_id: Annotated[str | None, Query(pattern=r"^[A-Za-z0-9_-]{1,64}$")] = None,
+    report_id: ReportId = None,
     cursor: Cursor = None,
     limit: Limit = 50,
 ) -> v.Page[v.VerdictView]:
