@@ -1,5 +1,6 @@
 """One suite for both vector indexes: the embedded engine, and the server's client (through qdrant-client's local mode)."""
 
+import asyncio
 import random
 import subprocess
 import sys
@@ -12,15 +13,15 @@ from loopwright_cluster.adapters.qdrant_edge import IndexInUse, QdrantEdgeIndex
 from loopwright_cluster.adapters.qdrant_server import QdrantServerIndex
 from loopwright_cluster.domain import Exemplar
 from loopwright_cluster.grouping.lexicon import term_index
-from loopwright_cluster.ports import SPREAD_MAX, Hybrid, Where
+from loopwright_cluster.ports import SPREAD_MAX, Hybrid, Near, Where
 from loopwright_common.errors import Unavailable
 from qdrant_client import AsyncQdrantClient
 
 DIMENSIONS = 8
 
 
-def axis(*weights):
-    row = np.zeros(DIMENSIONS, np.float32)
+def axis(*weights, of=DIMENSIONS):
+    row = np.zeros(of, np.float32)
     row[: len(weights)] = weights
     return row / np.linalg.norm(row)
 
@@ -33,10 +34,37 @@ def exemplar(name, *, project="shop", report="r1", kind="exception", service="we
     )  # fmt: skip
 
 
-@pytest.fixture(params=["edge", "server"])
+NO_MEMORY = 0
+
+
+class InMemory:
+    """The embedded index, every search of it answered from memory."""
+
+    def __init__(self, index):
+        self._index = index
+
+    def __getattr__(self, name):
+        return getattr(self._index, name)
+
+    async def search(self, project, vector, asked):
+        assert await self._index.in_memory(project)
+        return await self._index.search(project, vector, asked)
+
+    async def nearest(self, project, vector, limit, where=Where()):  # noqa: B008 (frozen)
+        assert await self._index.in_memory(project)
+        return await self._index.nearest(project, vector, limit, where)
+
+    async def hybrid(self, project, query, limit_each, where=Where()):  # noqa: B008 (frozen)
+        assert await self._index.in_memory(project)
+        return await self._index.hybrid(project, query, limit_each, where)
+
+
+@pytest.fixture(params=["edge", "edge in memory", "server"])
 async def index(request, tmp_path):
     if request.param == "edge":
-        opened = QdrantEdgeIndex(tmp_path / "vectors", DIMENSIONS)
+        opened = QdrantEdgeIndex(tmp_path / "vectors", DIMENSIONS, memory_bytes_max=NO_MEMORY)
+    elif request.param == "edge in memory":
+        opened = InMemory(QdrantEdgeIndex(tmp_path / "vectors", DIMENSIONS))
     else:
         opened = await QdrantServerIndex.open(AsyncQdrantClient(location=":memory:"), "loopwright", DIMENSIONS)
     yield opened
@@ -134,6 +162,18 @@ async def test_a_search_is_narrowed_by_report_kind_service_and_time(index, where
     assert {item.signal_id for item in items if where.admits(item)} == expected
 
 
+async def test_several_searches_with_one_vector_are_answered_each_for_itself(index):
+    items = [exemplar("a"), exemplar("b", report="r2"), exemplar("c", kind="ticket", report="r3")]
+    await index.upsert(items, np.stack([axis(1), axis(1, 0.5), axis(1, 1)]))
+    asked = [Near(2), Near(5, Where(kind="ticket")), Near(5, Where(report_id="nowhere")), Near(5, Where(report_id="r2"))]
+
+    answers = await index.search("shop", axis(1), asked)
+
+    assert [[match.exemplar.signal_id for match in matches] for matches in answers] == [["s-a", "s-b"], ["s-c"], [], ["s-b"]]
+    assert answers[0] == await index.nearest("shop", axis(1), 2)
+    assert await index.search("shop", axis(1), []) == []
+
+
 async def test_storing_the_same_fingerprint_again_replaces_its_point(index):
     await index.upsert([exemplar("a")], np.stack([axis(1)]))
     await index.upsert([exemplar("a", report="r9")], np.stack([axis(0, 1)]))
@@ -194,6 +234,130 @@ async def test_a_spread_that_is_remembered_is_what_counting_would_say(tmp_path, 
                 right = {item.report_id for item in points.values() if item.project == project and name in item.anchors}
                 assert reports == right if len(right) < SPREAD_MAX else len(reports) == SPREAD_MAX, (step, action, name)
                 assert reports <= right
+    await index.close()
+
+
+WORDS = ("frobnicator", "checkout", "voucher", "gasket", "harbour", "lattice")
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_what_is_in_memory_answers_as_the_engine_does(tmp_path, seed):
+    """Whatever is written, replaced, moved and assigned meanwhile, while it is being read too, and after the folder was opened again."""
+    rng, dimensions = np.random.default_rng(seed), 32
+    index = QdrantEdgeIndex(tmp_path / "vectors", dimensions)
+    names: list[str] = []
+    reports, kinds, services = [f"r{number}" for number in range(12)], ["exception", "ticket", "alert"], ["web", "search", ""]
+
+    def made(name):
+        words = " ".join(rng.choice(WORDS, 3))
+        return replace(
+            exemplar(
+                name,
+                project=str(rng.choice(["shop", "bank"])) if name not in names else name.partition("-")[0],
+                report=str(rng.choice(reports)),
+                kind=str(rng.choice(kinds)),
+                service=str(rng.choice(services)),
+                at=float(rng.integers(0, 5_000)),
+            ),
+            title=words,
+            body=words,
+        )
+
+    async def write(count, of_old=0):
+        items = [made(str(name)) for name in rng.choice(names, min(of_old, len(names)), replace=False)] if of_old else []
+        for _ in range(count):
+            project = str(rng.choice(["shop", "bank"]))
+            items.append(replace(made(f"{project}-{len(names)}"), project=project))
+            names.append(f"{project}-{len(names)}")
+        vectors = rng.standard_normal((len(items), dimensions)).astype(np.float32)
+        await index.upsert(items, vectors)  # not of unit length: the engine makes them so
+        return items
+
+    stored = await write(250)
+    for step in range(25):
+        action = rng.choice(["write", "write", "again", "assign", "move", "open", "fail"])
+        if action == "write":
+            stored = await write(int(rng.integers(1, 40)))
+        elif action == "again":
+            stored = await write(1, of_old=5)
+        elif action == "assign":
+            await index.assign([item.in_report(str(rng.choice(reports))) for item in stored])
+        elif action == "move":
+            project, gone, stays = (str(rng.choice(choice)) for choice in (["shop", "bank"], reports, reports))
+            await asyncio.gather(index.nearest(project, axis(1, of=dimensions), 1), index.move(project, gone, stays))
+        elif action == "open":
+            await index.close()
+            index = QdrantEdgeIndex(tmp_path / "vectors", dimensions)
+            # Begins to be read, with a write in the midst of it.
+            await asyncio.gather(index.nearest("shop", axis(1, of=dimensions), 1), write(7), index.move("shop", "r1", "r2"))
+        else:
+            with pytest.raises(Exception, match=r"."):
+                await index.upsert([exemplar("wrong", project="shop")], np.ones((1, dimensions + 1), np.float32))
+        for project in ("shop", "bank"):
+            await same_answers(index, project, rng, dimensions, (step, action))
+    await index.close()
+
+
+async def same_answers(index, project, rng, dimensions, told):
+    """Asks the memory and the engine the same."""
+    assert await index.in_memory(project), told
+    everything = await index.exemplars(project, 10_000)
+    assert await index.count(project) == len(everything), told
+    asked = [Near(7), Near(11, Where(kind="ticket")), Near(4, Where(report_id="r2", kind="exception"))]
+    asked += [Near(11, Where(service="web", occurred_from=1_000.0, occurred_to=3_000.0)), Near(10_000), Near(3, Where(service=""))]
+    vector = rng.standard_normal(dimensions).astype(np.float32)
+    by_memory, by_engine = await index.search(project, vector, asked), await index._search_engine(project, vector, asked)
+    for near, mine, engines in zip(asked, by_memory, by_engine, strict=True):
+        assert [match.exemplar for match in mine] == [match.exemplar for match in engines], (told, near)
+        # The last bit of a sum may differ, so the last of the four figures may where it stands half-way.
+        assert [match.similarity for match in mine] == pytest.approx([match.similarity for match in engines], abs=1.01e-4), (told, near)
+    words = {term_index(str(word)): float(weight) for word, weight in zip(rng.choice(WORDS, 2), (1.5, 0.7), strict=True)}
+    for query in (Hybrid(vector, (words, {})), Hybrid(vector, ())):
+        mine, engines = await index.hybrid(project, query, 9), await index._hybrid_engine(project, query, 9)
+        # Which of several points with the same words are among the first nine is the engine's choice, once and for all.
+        assert [match.exemplar for match in mine] == [match.exemplar for match in engines], told
+
+
+async def test_of_equally_near_ones_the_first_by_id_are_taken(tmp_path):
+    index = QdrantEdgeIndex(tmp_path / "vectors", DIMENSIONS)
+    items = [exemplar(str(number)) for number in range(30)]
+    await index.upsert(items, np.stack([axis(1, 1)] * 30))
+    await index.upsert([exemplar("nearest")], np.stack([axis(1)]))
+    assert await index.in_memory("shop")
+
+    matches = await index.nearest("shop", axis(1), 6)
+
+    assert [match.exemplar.point_id for match in matches[1:]] == sorted(item.point_id for item in items)[:5]
+    await index.close()
+
+
+async def test_projects_beyond_the_memory_are_answered_by_the_engine_and_come_in_when_others_are_idle(tmp_path):
+    clock = [0.0]
+    # Room for about 300 points of 8 dimensions; each project has 200.
+    index = QdrantEdgeIndex(
+        tmp_path / "vectors", DIMENSIONS, memory_bytes_max=300 * (DIMENSIONS * 4 + 250) * 100 // 75, now=lambda: clock[0]
+    )
+    for project in ("shop", "bank"):
+        items = [exemplar(str(number), project=project) for number in range(200)]
+        await index.upsert(items, np.stack([axis(1, number / 100) for number in range(200)]))
+
+    assert await index.in_memory("shop")
+    assert not await index.in_memory("bank")
+    assert [match.exemplar.signal_id for match in await index.nearest("bank", axis(1), 2)] == ["s-0", "s-1"]
+    assert await index.in_memory("shop")
+
+    clock[0] += 1_000
+    assert await index.in_memory("bank")
+    assert not await index.in_memory("shop")
+    assert [match.exemplar.signal_id for match in await index.nearest("shop", axis(1), 2)] == ["s-0", "s-1"]
+
+    # One that outgrows the memory is let go, and answered all the same.
+    more = [exemplar(f"more-{number}", project="bank") for number in range(200)]
+    await index.upsert(more, np.stack([axis(1, 1 + number) for number in range(200)]))
+    assert not await index.in_memory("bank")
+    assert len(await index.nearest("bank", axis(1), 1_000)) == 400
+    vectors, exemplars = index.remembered_bytes
+    assert vectors + exemplars <= room
     await index.close()
 
 
@@ -273,8 +437,6 @@ def test_an_upsert_that_returned_survives_a_kill(tmp_path):
             return await index.count("shop")
         finally:
             await index.close()
-
-    import asyncio
 
     assert asyncio.run(count()) == 1
 

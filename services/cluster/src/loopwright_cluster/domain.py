@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from functools import cached_property
 from typing import Any
 
 from loopwright_common.identifiers import derived_id
@@ -38,14 +39,14 @@ class Exemplar:
     frames: tuple[str, ...] = ()
     body: str = ""
 
-    @property
+    @cached_property
     def point_id(self) -> str:
         """The UUID of its point in the vector index: one point for each fingerprint of a project."""
         return point_id(self.project, self.fingerprint)
 
     def in_report(self, report_id: str) -> Exemplar:
         """The same exemplar, filed under another report."""
-        return replace(self, report_id=report_id)
+        return self if report_id == self.report_id else replace(self, report_id=report_id)
 
     def to_payload(self) -> dict[str, Any]:
         """The exemplar as JSON values. ``tokens`` repeats the anchors' names as a list, which an index can filter by."""

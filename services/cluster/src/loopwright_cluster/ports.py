@@ -60,6 +60,14 @@ ANYWHERE = Where()
 
 
 @dataclass(frozen=True)
+class Near:
+    """One search for what is most like a vector: at most ``limit`` exemplars within ``where``."""
+
+    limit: int
+    where: Where = ANYWHERE
+
+
+@dataclass(frozen=True)
 class Hybrid:
     """A search by meaning and by words at once: ``dense`` of unit length, and one search for each of the ``sparse`` queries."""
 
@@ -81,6 +89,10 @@ class VectorIndex(Protocol):
 
     async def nearest(self, project: str, vector: npt.NDArray[np.float32], limit: int, where: Where = ANYWHERE) -> list[Match]:
         """The most similar exemplars of a project, best first; exact, not approximate."""
+        ...
+
+    async def search(self, project: str, vector: npt.NDArray[np.float32], asked: Sequence[Near]) -> list[list[Match]]:
+        """``nearest`` for several searches with one vector, in one go; an answer for each, in their order."""
         ...
 
     async def hybrid(self, project: str, query: Hybrid, limit_each: int, where: Where = ANYWHERE) -> list[Match]:

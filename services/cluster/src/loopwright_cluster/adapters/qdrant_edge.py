@@ -10,8 +10,11 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import time
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,10 +24,12 @@ import qdrant_edge as engine
 import structlog
 from loopwright_common.errors import Permanent
 
+from loopwright_cluster.adapters.memory import Memory, Point
 from loopwright_cluster.adapters.spread import Spread
+from loopwright_cluster.columns import Columns, unit
 from loopwright_cluster.domain import Exemplar, Match
 from loopwright_cluster.grouping.lexicon import Sparse
-from loopwright_cluster.ports import ANYWHERE, SPREAD_MAX, Hybrid, Vectors, Where, sparse_of
+from loopwright_cluster.ports import ANYWHERE, SPREAD_MAX, Hybrid, Near, Vectors, Where, sparse_of
 
 VECTOR_NAME = "dense"
 SPARSE_NAME = "words"
@@ -33,6 +38,13 @@ SCROLL_PAGE = 1_000
 KEYWORD_FIELDS = ("project", "report", "kind", "service", "tokens")
 # Far above what a shard holds (in KB): no HNSW graph is ever due, since exact scans are quick enough and give the same answer every time.
 INDEXING_THRESHOLD_KB = 1_000_000_000
+# Of all projects together. 256 MB hold the vectors of 110,000 reports and 10,000 exemplars; what is beyond, the engine answers.
+MEMORY_BYTES_MAX = 256 * 1024**2
+VECTORS_SHARE_PERCENT = 75  # the rest is for exemplars
+COMPUTED_HERE_MAX = 20_000  # points; a pass over so many takes less than a millisecond, over more it is made in a thread
+LOADED_AT_ONCE = 100  # points, 4 ms of the engine's thread
+LOADED_FIELDS = ["report", "kind", "service", "occurred_at"]
+REFUSED_SECONDS = 60.0  # until a project that found no room is tried again
 
 T = TypeVar("T")
 log = structlog.get_logger(__name__)
@@ -45,7 +57,9 @@ class IndexInUse(Permanent):
 class QdrantEdgeIndex:
     """The `VectorIndex` port on a folder. One process may have it open; a second is refused with IndexInUse."""
 
-    def __init__(self, folder: Path, dimensions: int) -> None:
+    def __init__(
+        self, folder: Path, dimensions: int, *, memory_bytes_max: int = MEMORY_BYTES_MAX, now: Callable[[], float] = time.monotonic
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = (folder / "lock").open("w")
         try:
@@ -53,7 +67,12 @@ class QdrantEdgeIndex:
         except OSError as error:
             self._lock.close()
             raise IndexInUse(f"{folder} is open in another process; stop it, or use a Qdrant server for more than one replica") from error
-        self._spread = Spread()  # touched by the one thread only
+        self._now = now
+        vectors = memory_bytes_max * VECTORS_SHARE_PERCENT // 100
+        self._memory = Memory(dimensions, vectors, memory_bytes_max - vectors, now)
+        self._spread = Spread()  # under the memory's lock, like all that is remembered
+        self._loading: dict[str, asyncio.Task[None]] = {}
+        self._refused: dict[str, float] = {}  # projects that are too large for the memory as things are, and when that was seen
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="qdrant-edge")
         try:
             self._shard = self._thread.submit(_open, folder / LAYOUT, dimensions).result()
@@ -75,31 +94,59 @@ class QdrantEdgeIndex:
         def write() -> None:
             there = {str(record.id) for record in self._shard.retrieve(list(ids), with_payload=False, with_vector=False)}
             twice = {point_id for point_id in ids if ids.count(point_id) > 1} if len(set(ids)) < len(ids) else set()
-            self._spread.forget({item.project for item in exemplars if item.point_id in there | twice})
-            try:
+            with self._memory.lock:
+                self._spread.forget({item.project for item in exemplars if item.point_id in there | twice})
+            with self._all_or_forgotten({item.project for item in exemplars}):
                 self._shard.update(engine.UpdateOperation.upsert_points(points))
                 self._shard.flush()
-            except BaseException:
-                self._spread.forget({item.project for item in exemplars})  # some of it may be there
-                raise
-            for item in exemplars:
-                if item.point_id not in twice:
-                    self._spread.wrote(item.project, item.report_id, item.anchors)
+            with self._memory.lock:
+                self._memory.wrote(exemplars, vectors)
+                for item in exemplars:
+                    if item.point_id not in twice:
+                        self._spread.wrote(item.project, item.report_id, item.anchors)
 
         await self._call(write)
 
     async def nearest(self, project: str, vector: npt.NDArray[np.float32], limit: int, where: Where = ANYWHERE) -> list[Match]:
-        request = engine.QueryRequest(
-            limit=limit,
-            query=engine.Query.Nearest(vector.tolist(), using=VECTOR_NAME),
-            filter=_filter(project, where),
-            with_payload=True,
-            params=engine.SearchParams(exact=True),
-        )
-        points = await self._call(lambda: self._shard.query(request))
-        return [Match(Exemplar.from_payload(point.payload or {}), round(point.score, 4)) for point in points]
+        return (await self.search(project, vector, [Near(limit, where)]))[0]
+
+    async def search(self, project: str, vector: npt.NDArray[np.float32], asked: Sequence[Near]) -> list[list[Match]]:
+        if not self._in_memory(project):
+            return await self._search_engine(project, vector, asked)
+        found = await self._compute(project, lambda columns: _best_of_each(columns, vector, asked))
+        return await self._matches(found) if found is not None else await self._search_engine(project, vector, asked)
+
+    async def _search_engine(self, project: str, vector: npt.NDArray[np.float32], asked: Sequence[Near]) -> list[list[Match]]:
+        requests = [
+            engine.QueryRequest(
+                limit=near.limit,
+                query=engine.Query.Nearest(vector.tolist(), using=VECTOR_NAME),
+                filter=_filter(project, near.where),
+                with_payload=True,
+                params=engine.SearchParams(exact=True),
+            )
+            for near in asked
+        ]
+        answers = await self._call(lambda: [self._shard.query(request) for request in requests])
+        return [[Match(Exemplar.from_payload(point.payload or {}), round(point.score, 4)) for point in points] for points in answers]
 
     async def hybrid(self, project: str, query: Hybrid, limit_each: int, where: Where = ANYWHERE) -> list[Match]:
+        if not self._in_memory(project):
+            return await self._hybrid_engine(project, query, limit_each, where)
+        chosen = _filter(project, where)
+        by_words = [
+            engine.QueryRequest(limit=limit_each, query=engine.Query.Nearest(_sparse(words), using=SPARSE_NAME), filter=chosen)
+            for words in query.sparse
+            if words
+        ]
+        limit = limit_each * (1 + len(by_words))
+        named: Set[str] = set()
+        if by_words:
+            named = await self._call(lambda: {str(point.id) for request in by_words for point in self._shard.query(request)})
+        found = await self._compute(project, lambda columns: [_with_named(columns, query.dense, Near(limit_each, where), named, limit)])
+        return (await self._matches(found))[0] if found is not None else await self._hybrid_engine(project, query, limit_each, where)
+
+    async def _hybrid_engine(self, project: str, query: Hybrid, limit_each: int, where: Where = ANYWHERE) -> list[Match]:
         chosen, exact = _filter(project, where), engine.SearchParams(exact=True)
         near = engine.Query.Nearest(query.dense.tolist(), using=VECTOR_NAME)
         found = [engine.Prefetch(limit_each, query=near, params=exact, filter=chosen)]
@@ -130,14 +177,21 @@ class QdrantEdgeIndex:
         return await self._call(read)
 
     async def spread(self, project: str, tokens: Sequence[str]) -> Mapping[str, frozenset[str]]:
-        def collect() -> dict[str, frozenset[str]]:
+        with self._memory.lock:
             known, asked = self._spread.split(project, tokens)
+        if not asked:
+            return known
+
+        def collect() -> dict[str, frozenset[str]]:
+            with self._memory.lock:
+                known, asked = self._spread.split(project, tokens)
             found = dict(known)
             for token in asked:
                 conditions: list[Any] = [_is("project", project), _is("tokens", token)]
                 request = engine.FacetRequest("report", limit=SPREAD_MAX, exact=True, filter=engine.Filter(must=conditions))
                 found[token] = frozenset(str(hit.value) for hit in self._shard.facet(request).hits)
-                self._spread.learn(project, token, found[token])
+                with self._memory.lock:
+                    self._spread.learn(project, token, found[token])
             return found
 
         return await self._call(collect)
@@ -147,17 +201,23 @@ class QdrantEdgeIndex:
         present = [exemplar for exemplar in exemplars if exemplar.point_id not in absent]
         operations = [engine.UpdateOperation.set_payload([item.point_id], {"report": item.report_id}) for item in present]
         if operations:
-            await self._write(operations, {exemplar.project for exemplar in present})
+            await self._write(operations, {exemplar.project for exemplar in present}, lambda: self._memory.assigned(present))
 
     async def move(self, project: str, from_report_id: str, to_report_id: str) -> None:
         chosen = _filter(project, Where(report_id=from_report_id))
-        await self._write([engine.UpdateOperation.set_payload_by_filter(chosen, {"report": to_report_id})], {project})
+        operation = engine.UpdateOperation.set_payload_by_filter(chosen, {"report": to_report_id})
+        await self._write([operation], {project}, lambda: self._memory.moved(project, from_report_id, to_report_id))
 
     async def missing(self, point_ids: Sequence[str]) -> set[str]:
         records = await self._call(lambda: self._shard.retrieve(list(point_ids), with_payload=False, with_vector=False))
         return set(point_ids) - {str(record.id) for record in records}
 
     async def count(self, project: str | None = None) -> int:
+        if project is not None:
+            with self._memory.lock:
+                columns = self._memory.use(project)
+                if columns is not None:
+                    return columns.count
         chosen = engine.Filter(must=[_is("project", project)]) if project is not None else None
         return await self._call(lambda: self._shard.count(engine.CountRequest(exact=True, filter=chosen)))
 
@@ -166,21 +226,157 @@ class QdrantEdgeIndex:
             self._shard.flush()
             self._shard.close()
 
+        loading = list(self._loading.values())
+        for task in loading:
+            task.cancel()
+        await asyncio.gather(*loading, return_exceptions=True)
         await self._call(close)
         await asyncio.to_thread(self._thread.shutdown)
         self._lock.close()
 
-    async def _write(self, operations: Sequence[Any], projects: Set[str]) -> None:
+    @property
+    def remembered_bytes(self) -> tuple[int, int]:
+        """About the memory that vectors take, and exemplars."""
+        with self._memory.lock:
+            return self._memory.bytes
+
+    async def in_memory(self, project: str) -> bool:
+        """Whether the project's searches are answered from memory; begins to read it when it is not there, and waits for that."""
+        found = self._in_memory(project)
+        if project in self._loading:
+            await asyncio.wait([self._loading[project]])
+        return found or self._in_memory(project)
+
+    def _in_memory(self, project: str) -> bool:
+        """Whether the project is in memory; where not, reading it begins, unless that was refused a moment ago."""
+        with self._memory.lock:
+            if self._memory.use(project) is not None:
+                return True
+        if project not in self._loading and self._refused.get(project, -inf) < self._now() - REFUSED_SECONDS:
+            self._refused.pop(project, None)
+            task = asyncio.create_task(self._load(project), name=f"vectors of {project}")
+            self._loading[project] = task
+            task.add_done_callback(lambda _: self._loading.pop(project, None))
+        return False
+
+    async def _load(self, project: str) -> None:
+        """Read a project's vectors into memory, a little at a time: other calls come in between."""
+        chosen = engine.Filter(must=[_is("project", project)])
+
+        def begin() -> Columns | None:
+            points = self._shard.count(engine.CountRequest(exact=True, filter=chosen))
+            with self._memory.lock:
+                return self._memory.begin(project, points)
+
+        def page(columns: Columns, offset: Any) -> tuple[bool, Any]:
+            request = engine.ScrollRequest(
+                limit=LOADED_AT_ONCE, offset=offset, filter=chosen, with_payload=LOADED_FIELDS, with_vector=[VECTOR_NAME]
+            )
+            records, following = self._shard.scroll(request)
+            points = [_point(record) for record in records]
+            with self._memory.lock:
+                fits = self._memory.loaded(project, columns, points)
+                columns.complete = fits and following is None
+            return fits, following
+
+        try:
+            columns, offset = await self._call(begin), None
+            while columns is not None and not columns.complete:
+                fits, offset = await self._call(partial(page, columns, offset))
+                columns = columns if fits else None
+        except Exception as error:
+            columns = None
+            log.warning("vectors_not_in_memory", project=project, error=str(error), remedy="the embedded engine answers instead")
+        finally:
+            with self._memory.lock:
+                self._memory.let_go_unfinished(project)
+        if columns is None:
+            self._refused[project] = self._now()
+
+    async def _compute(self, project: str, work: Callable[[Columns], T]) -> T | None:
+        """The work's result on the project's columns, in a thread where it may take long; None when they are there no more."""
+
+        def locked() -> T | None:
+            with self._memory.lock:
+                columns = self._memory.use(project)
+                return work(columns) if columns is not None else None
+
+        if self._memory.lock.acquire(blocking=False):
+            try:
+                columns = self._memory.use(project)
+                if columns is None:
+                    return None
+                if columns.count <= COMPUTED_HERE_MAX:
+                    return work(columns)
+            finally:
+                self._memory.lock.release()
+        return await asyncio.to_thread(locked)
+
+    async def _matches(self, found: Sequence[Sequence[tuple[str, float]]]) -> list[list[Match]]:
+        """The exemplars of the points that were found, from memory or else from the engine."""
+        points = list(dict.fromkeys(point for scored in found for point, _ in scored))
+        with self._memory.lock:
+            known = dict(self._memory.exemplars(points))
+        absent = [point for point in points if point not in known]
+
+        def read() -> dict[str, Exemplar]:
+            records = self._shard.retrieve(list(absent), with_payload=True, with_vector=False)
+            exemplars = {str(record.id): Exemplar.from_payload(record.payload or {}) for record in records}
+            with self._memory.lock:
+                self._memory.keep(list(exemplars.values()))
+            return exemplars
+
+        if absent:
+            known |= await self._call(read)
+        return [[Match(known[point], round(score, 4)) for point, score in scored if point in known] for scored in found]
+
+    async def _write(self, operations: Sequence[Any], projects: Set[str], remember: Callable[[], None]) -> None:
         def write() -> None:
-            self._spread.forget(projects)
-            for operation in operations:
-                self._shard.update(operation)
-            self._shard.flush()
+            with self._memory.lock:
+                self._spread.forget(projects)
+            with self._all_or_forgotten(projects):
+                for operation in operations:
+                    self._shard.update(operation)
+                self._shard.flush()
+            with self._memory.lock:
+                remember()
 
         await self._call(write)
 
+    @contextmanager
+    def _all_or_forgotten(self, projects: Set[str]) -> Iterator[None]:
+        """A write that failed may have been done in part: nothing that is remembered of the projects holds then."""
+        try:
+            yield
+        except BaseException:
+            self._forget(projects)
+            raise
+
+    def _forget(self, projects: Set[str]) -> None:
+        with self._memory.lock:
+            self._memory.forget(projects)
+            self._spread.forget(projects)
+
     async def _call(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+
+def _best_of_each(columns: Columns, vector: npt.NDArray[np.float32], asked: Sequence[Near]) -> list[list[tuple[str, float]]]:
+    scores = columns.scores(unit(vector))
+    return [[(columns.ids[row], float(scores[row])) for row in columns.best(scores, near.limit, near.where)] for near in asked]
+
+
+def _with_named(columns: Columns, vector: npt.NDArray[np.float32], near: Near, named: Set[str], limit: int) -> list[tuple[str, float]]:
+    """The nearest points and the named ones, best first."""
+    scores = columns.scores(unit(vector))
+    rows = {*columns.best(scores, near.limit, near.where), *(columns.rows[point] for point in named if point in columns.rows)}
+    scored = [(columns.ids[row], float(scores[row])) for row in rows]
+    return sorted(scored, key=lambda item: (-item[1], item[0]))[:limit]
+
+
+def _point(record: Any) -> Point:
+    payload, vector = record.payload, np.array(record.vector[VECTOR_NAME], np.float32)
+    return str(record.id), payload["report"], payload["kind"], payload["service"], float(payload["occurred_at"]), vector
 
 
 def _open(folder: Path, dimensions: int) -> engine.EdgeShard:

@@ -13,7 +13,7 @@ from qdrant_client.http.exceptions import ApiException, ResponseHandlingExceptio
 
 from loopwright_cluster.domain import Exemplar, Match
 from loopwright_cluster.grouping.lexicon import Sparse
-from loopwright_cluster.ports import ANYWHERE, SPREAD_MAX, Hybrid, Vectors, Where, sparse_of
+from loopwright_cluster.ports import ANYWHERE, SPREAD_MAX, Hybrid, Near, Vectors, Where, sparse_of
 
 VECTOR_NAME = "dense"
 SPARSE_NAME = "words"
@@ -60,16 +60,23 @@ class QdrantServerIndex:
             await self._ask("upsert", points=points, wait=True)
 
     async def nearest(self, project: str, vector: npt.NDArray[np.float32], limit: int, where: Where = ANYWHERE) -> list[Match]:
-        answer = await self._ask(
-            "query_points",
-            query=vector.tolist(),
-            using=VECTOR_NAME,
-            query_filter=_filter(project, where),
-            limit=limit,
-            with_payload=True,
-            search_params=models.SearchParams(exact=True),
-        )
-        return [Match(Exemplar.from_payload(point.payload or {}), round(point.score, 4)) for point in answer.points]
+        return (await self.search(project, vector, [Near(limit, where)]))[0]
+
+    async def search(self, project: str, vector: npt.NDArray[np.float32], asked: Sequence[Near]) -> list[list[Match]]:
+        dense = vector.tolist()
+        requests = [
+            models.QueryRequest(
+                query=dense,
+                using=VECTOR_NAME,
+                filter=_filter(project, near.where),
+                limit=near.limit,
+                with_payload=True,
+                params=models.SearchParams(exact=True),
+            )
+            for near in asked
+        ]
+        answers = await self._ask("query_batch_points", requests=requests) if requests else []
+        return [[Match(Exemplar.from_payload(point.payload or {}), round(point.score, 4)) for point in answer.points] for answer in answers]
 
     async def hybrid(self, project: str, query: Hybrid, limit_each: int, where: Where = ANYWHERE) -> list[Match]:
         chosen, exact = _filter(project, where), models.SearchParams(exact=True)
