@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -341,11 +341,59 @@ async def test_what_is_old_is_forgotten_and_event_ids_are_never_used_twice(store
             await unit.add_event("report.changed", "shop", {"id": "r1"}, START)
     inbox = Inbox(store)
     _, newest = await inbox.event_range()
-    await store.prune(START + timedelta(days=1), 3)
+    await store.prune(START + timedelta(days=1), START, 3)
     async with store.transaction() as unit:
         assert await unit.unseen(["old", "new"]) == {"old"}
         await unit.add_event("report.changed", "shop", {"id": "r1"}, START)
     assert [item.id for item in await inbox.events(0, 100)] == [newest - 2, newest - 1, newest, newest + 1]
+
+
+async def test_counts_and_exposure_are_forgotten_by_their_minute_in_small_steps_and_nothing_younger(store: SqlStore) -> None:
+    def minute(day: int, number: int = 0) -> datetime:
+        return START + timedelta(days=day, minutes=number)
+
+    reports = [report(f"r{number:03}", first_seen=minute(0), last_seen=minute(9)) for number in range(7)]
+    await save(store, *reports, report("young", first_seen=minute(8)))
+    async with store.transaction() as unit:
+        for item in reports:
+            days = {(minute(day, number), release, ""): 1 for day in (0, 3, 8) for number in range(5) for release in ("v1", "v2")}
+            await unit.count(item.id, days)
+        await unit.count("young", {(minute(8), "v1", ""): 3})
+        items = [
+            Exposure(id=f"{project}-{service}-{day}", project=project, service=service, minute=minute(day), count=4)
+            for project in ("other", "shop") for service in ("api", "shop", "worker") for day in (0, 3, 8)
+        ]  # fmt: skip
+        await unit.add_exposure(items, minute(9))
+    # 7 reports x 2 days x 10 rows, and 6 services x 2 days; the ids of exposures are younger
+    assert await store.prune(minute(0), minute(4), 10, rows_per_step=3) == 7 * 2 * 10 + 6 * 2
+    assert await store.prune(minute(0), minute(4), 10, rows_per_step=3) == 0
+    for item in reports:
+        signals, _, _ = await store.rates("shop", item.id, [], "", minute(0), minute(9), 1_000)
+        assert [(found.minute, found.count) for found in signals] == [(minute(8, n), 1) for n in range(5) for _ in ("v1", "v2")]
+    for project in ("other", "shop"):
+        _, exposure, _ = await store.rates(project, None, ["api", "shop", "worker"], "", minute(0), minute(9), 1_000)
+        assert [(found["service"], found["minute"], found["count"]) for found in exposure] == [
+            (service, minute(8), 4) for service in ("api", "shop", "worker")
+        ]
+
+
+async def test_writers_are_not_kept_waiting_for_all_that_is_old(store: SqlStore) -> None:
+    async with store.transaction() as unit:
+        await unit.remember([seen(f"old{number}") for number in range(400)], START)
+    pruning = asyncio.create_task(store.prune(START + timedelta(days=1), START, 10, rows_per_step=5))
+    while len(await left(store)) == 400:
+        await asyncio.sleep(0)
+    async with store.transaction() as unit:
+        await unit.remember([seen("new")], START + timedelta(days=2))
+        between = set(await left(store))
+    assert len(between) > 1, "the writer waited until everything was gone"
+    assert await pruning == 400
+    assert await left(store) == ["new"]
+
+
+async def left(store: SqlStore) -> list[str]:
+    async with store.reading.connect() as connection:
+        return list((await connection.execute(text("SELECT signal_id FROM signals_seen"))).scalars())
 
 
 async def test_tokens_are_kept_as_hashes_and_end_when_revoked_or_run_out(store: SqlStore) -> None:

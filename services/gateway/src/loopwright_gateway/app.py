@@ -136,13 +136,19 @@ class Service:
             metrics.forget_usage()
             log.warning("usage_not_read", error=str(error)[:500])
 
+    async def prune(self) -> int:
+        """Forgets what is older than the settings keep; how many rows."""
+        now, kept = self.clock.now(), self.settings
+        removed = await self.store.prune(
+            now - timedelta(days=kept.seen_days), now - timedelta(days=kept.rates_days), kept.stream_events_max
+        )
+        log.info("pruned", rows=removed)
+        return removed
+
     async def _prune(self) -> None:
         while True:
             try:
-                removed = await self.store.prune(
-                    self.clock.now() - timedelta(days=self.settings.seen_days), self.settings.stream_events_max
-                )
-                log.info("pruned", rows=removed)
+                await self.prune()
             except Exception as error:
                 log.error("prune_failed", exc_info=error)
             await asyncio.sleep(PRUNE_EVERY.total_seconds())

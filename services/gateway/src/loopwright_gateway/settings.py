@@ -35,6 +35,13 @@ class GatewaySettings(ServiceSettings):
     seen_days: int = Field(
         default=31, ge=1, le=400, description="How long a signal's id is remembered for exact counting: longer than the stream keeps it."
     )
+    rates_days: int = Field(
+        default=400,
+        ge=180,
+        le=3_660,
+        description="How long counts per minute and exposure are kept. A verdict asks for 128 days and the time a pull request stood open.",
+    )
+    # 180: a baseline of 8 days, 60 until the deploy and 60 of measuring, 31 days that one question of the API may span, and some to spare.
     stream_events_max: int = Field(
         default=10_000, ge=100, le=1_000_000, description="Events kept for clients of /v1/stream that come back."
     )

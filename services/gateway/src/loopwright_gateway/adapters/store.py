@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from loopwright_common.contracts.reports import MinuteCount, ReportState
-from sqlalchemy import case, delete, event, func, select, text
+from sqlalchemy import ColumnElement, Table, and_, case, delete, event, func, or_, select, text, tuple_
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -21,6 +21,8 @@ from loopwright_gateway.records import OutboxItem
 
 # Any number: it names the one lock that writers of this schema take, so that two replicas decide one after the other as one process does.
 WRITER_LOCK = 7_460_021
+ROWS_PER_STEP = 2_000  # removed in one transaction: some 20 ms on a laptop's SQLite, which a batch of signals may well wait
+REPORTS_PER_STEP = 200
 
 
 class SqlStore:
@@ -164,15 +166,72 @@ class SqlStore:
             outbox_oldest_seconds=max(0, at - oldest) / 1_000 if oldest else 0.0,
         )
 
-    async def prune(self, seen_before: datetime, events_kept: int) -> int:
-        """Forgets signal and exposure ids seen before ``seen_before``, and all but the newest events. Returns the rows removed."""
-        async with self._lock, self._writing.begin() as connection:
-            before = t.to_instant(seen_before)
-            removed = (await connection.execute(delete(t.signals_seen).where(t.signals_seen.c.seen_at < before))).rowcount
-            removed += (await connection.execute(delete(t.exposure_seen).where(t.exposure_seen.c.seen_at < before))).rowcount
+    async def prune(self, seen_before: datetime, rates_before: datetime, events_kept: int, rows_per_step: int = ROWS_PER_STEP) -> int:
+        """Forgets what is old. Returns the rows removed.
+
+        That is: signal and exposure ids seen before ``seen_before``, counts and exposure of minutes before ``rates_before``, and all but
+        the newest events. Each step is a transaction of its own that removes at most ``rows_per_step`` rows: the first run after a long
+        time, or after history was loaded, would otherwise keep all who write waiting.
+        """
+        before = t.to_instant(seen_before)
+        removed = await self._remove(t.signals_seen, t.signals_seen.c.seen_at < before, rows_per_step)
+        removed += await self._remove(t.exposure_seen, t.exposure_seen.c.seen_at < before, rows_per_step)
+        minutes = t.to_instant(rates_before)
+        async for reports in self._reports_with_counts_before(minutes):
+            counts = t.minute_counts.c
+            removed += await self._remove(t.minute_counts, and_(counts.report_id.in_(reports), counts.minute < minutes), rows_per_step)
+        async for project, service in self._services_with_exposure():
+            used = t.exposure.c
+            mine = and_(used.project == project, used.service == service, used.minute < minutes)
+            removed += await self._remove(t.exposure, mine, rows_per_step)
+        async with self.read() as connection:
             newest = (await connection.execute(select(func.max(t.events.c.id)))).scalar() or 0
-            removed += (await connection.execute(delete(t.events).where(t.events.c.id <= newest - events_kept))).rowcount
-        return int(removed)
+        return removed + await self._remove(t.events, t.events.c.id <= newest - events_kept, rows_per_step)
+
+    async def _remove(self, table: Table, condition: ColumnElement[bool], rows_per_step: int) -> int:
+        """Deletes the rows, some at a time; how many they were."""
+        key = tuple_(*table.primary_key.columns)
+        some = delete(table).where(key.in_(select(*table.primary_key.columns).where(condition).limit(rows_per_step)))
+        removed = 0
+        while True:
+            async with self._lock, self._writing.begin() as connection:
+                if self.postgresql:  # alone among writers, as everybody: two replicas that prune would lock rows in different orders
+                    await connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": WRITER_LOCK})
+                step = int((await connection.execute(some)).rowcount)
+            removed += step
+            if step < rows_per_step:
+                return removed
+            await asyncio.sleep(0)  # those who wait for the lock come first
+
+    async def _reports_with_counts_before(self, minute: int) -> AsyncIterator[list[str]]:
+        """Reports, some at a time. The counts' key begins with the report, and an index by minute would cost each count its price."""
+        c, counts = t.reports.c, t.minute_counts.c
+        after = ""
+        while True:
+            has = select(counts.count).where(counts.report_id == c.id, counts.minute < minute).exists()
+            page = select(c.id).where(c.id > after, c.first_seen < minute, has).order_by(c.id).limit(REPORTS_PER_STEP)
+            async with self.read() as connection:
+                found = list((await connection.execute(page)).scalars())
+            if found:
+                yield found
+                after = found[-1]
+            if len(found) < REPORTS_PER_STEP:
+                return
+
+    async def _services_with_exposure(self) -> AsyncIterator[tuple[str, str]]:
+        """(project, service), each found by one look into the key: there are few of them among very many minutes."""
+        c = t.exposure.c
+        after = ("", "")
+        while True:
+            beyond = or_(c.project > after[0], and_(c.project == after[0], c.service > after[1]))
+            async with self.read() as connection:
+                found = (
+                    await connection.execute(select(c.project, c.service).where(beyond).order_by(c.project, c.service).limit(1))
+                ).first()
+            if found is None:
+                return
+            after = (found[0], found[1])
+            yield after
 
 
 def _set_up_sqlite(engine: AsyncEngine, begin: str) -> None:
