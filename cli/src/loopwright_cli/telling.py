@@ -104,31 +104,47 @@ FIGURES = {
     "same_release": "same release",
     "onset_gap_seconds": "seconds apart",
 }
+# What spoke most for a pair, by the matcher: told without the figure, whose scale is the matcher's own.
+REASONS = {
+    "title_share_new": "the titles share rare words",
+    "title_share_old": "the titles share rare words",
+    "title_cosine": "the titles are alike",
+    "title_in_old": "a title's words are in the other text",
+    "title_in_new": "a title's words are in the other text",
+    "words_share_old": "they use the same words",
+    "rarest_2": "they share two rare words",
+    "rarest_4": "they share four rare words",
+    "title_rarest": "the titles share a rare word",
+    "names": "they name the same things",
+    "title_names": "a name of a title is in the other text",
+    "quotes": "they quote the same",
+    "lines": "they hold the same lines",
+    "errors": "they tell of the same error",
+    "errors_share": "they tell of the same error",
+    "title_letters": "the titles are spelled alike",
+    "code_cosine": "their code is alike",
+}
 ACTIONS = {"merge": "merged", "split": "split off", "move": "moved", "never_together": "never together", "undo": "undone"}
 NEIGHBOURS_TOLD = 3
 
 
 def figures(features: dict[str, float], similarity: float) -> str:
-    """A pair's figures in a line, each by a name a person understands; those without one as they are called."""
+    """A pair's figures in a line, each by a name a person understands. Those without one are left to ``-o json``."""
     told = {"cosine": similarity} | features
-    names = [name.removeprefix("name:") for name in told if name.startswith("name:")]
     found = []
-    for name in sorted((name for name in told if not name.startswith("name:")), key=_order):
-        value = told[name]
+    for name, known in FIGURES.items():
+        if name not in told:
+            continue
         if name.startswith("same_"):
-            found.append(f"{'same' if value else 'other'} {name.removeprefix('same_')}")
+            found.append(f"{'same' if told[name] else 'other'} {name.removeprefix('same_')}")
         elif name == "onset_gap_seconds":
-            found.append(f"{value:.0f} s apart")
+            found.append(f"{told[name]:.0f} s apart")
         else:
-            found.append(f"{FIGURES.get(name, name.replace('_', ' '))} {value:.2f}")
-    if names:
+            found.append(f"{known} {told[name]:.2f}")
+    if names := [name.removeprefix("name:") for name in told if name.startswith("name:")]:
         found.append(f"both name {', '.join(names)}")
+    found.extend(dict.fromkeys(REASONS[name] for name, value in told.items() if name in REASONS and value > 0))
     return ", ".join(found)
-
-
-def _order(name: str) -> int:
-    known = list(FIGURES)
-    return known.index(name) if name in known else len(known)
 
 
 def tell_explanation(console: Console, item: dict[str, Any]) -> None:

@@ -129,7 +129,7 @@ def test_words_are_told_with_who_why_and_what_came_of_them(server: Server, loopw
 def explanation(number: int, **more: Any) -> dict[str, Any]:
     near = {
         "signal_id": "s0", "report_id": "r3", "title": "Pool of the ledger is empty", "kind": "ticket", "similarity": 0.71234,
-        "features": {"probability": 0.4321, "cosine": 0.71234, "words_cosine": 0.5, "same_service": 1.0, "name:ledger": 4.2},
+        "features": {"probability": 0.4321, "cosine": 0.71234, "words_cosine": 0.5, "quotes": 0.3, "same_service": 1.0, "name:ledger": 4.2},
     }  # fmt: skip
     decision = {
         "outcome": "joined", "rule": "similarity", "reason": "a probability of 0.43", "fingerprint": "f1", "neighbours": [near],
@@ -150,7 +150,7 @@ def test_explain_goes_over_all_pages_and_says_what_decided(server: Server, loopw
     assert done.exit_code == 0, done.output
     assert all(asked[2]["fingerprint"] == ["f1"] for asked in server.asked)
     said = " ".join(done.stdout.split())
-    assert "probability 0.43, alike in meaning 0.71, alike in words 0.50, same service, both name ledger" in said
+    assert "probability 0.43, alike in meaning 0.71, alike in words 0.50, same service, both name ledger, they quote the same" in said
     assert "may be the same as r8" in said
     assert "split off here from r0 by ada, 2026-11-26T11:00:00Z c7" in said
     assert "no longer kept" in said
