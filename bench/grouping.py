@@ -61,8 +61,8 @@ class Recorded(Judging):
         super().__init__()
         self.judged: dict[str, v2.Judgement] = {}
 
-    async def decide(self, index: Any, neighbourhood: Any, newcomer: Any, vector: Any, standing: Any, inquiry: Any = None) -> v2.Judgement:
-        judgement = await super().decide(index, neighbourhood, newcomer, vector, standing, inquiry)
+    async def decide(self, index: Any, neighbourhood: Any, newcomer: Any, *rest: Any) -> v2.Judgement:
+        judgement = await super().decide(index, neighbourhood, newcomer, *rest)
         self.judged[newcomer.signal_id] = judgement
         return judgement
 

@@ -3,10 +3,12 @@
 import random
 from datetime import timedelta
 
+from loopwright_cluster.adapters.qdrant_edge import QdrantEdgeIndex
 from loopwright_cluster.embedding.hashing import HashingEmbedding
 from loopwright_common.contracts.signals import Signal
+from loopwright_common.testing.memory_bus import MemoryBus
 
-from tests.unit.cluster.conftest import START
+from tests.unit.cluster.conftest import START, Flow
 
 PARTS = (
     "billing page", "login form", "export of invoices", "search box", "dark theme", "upload of pictures", "mail digest", "time zone menu",
@@ -32,6 +34,13 @@ class Letters(HashingEmbedding):
 
     name = "letters"
     degraded = False
+
+
+async def speaking_flow(folder, judging=None):
+    """A Flow whose matcher speaks, on an embedded index in this folder."""
+    flow = Flow(MemoryBus("cluster"), Letters(), QdrantEdgeIndex(folder, 384))
+    flow.judging = judging
+    return await flow.restart()
 
 
 def stream(seed, count):

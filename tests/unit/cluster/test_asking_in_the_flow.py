@@ -3,13 +3,10 @@
 import random
 
 import pytest
-from loopwright_cluster.adapters.qdrant_edge import QdrantEdgeIndex
-from loopwright_cluster.handlers import report_id_for
+from loopwright_cluster.handlers import BEFORE_EVERYTHING, report_id_for
 from loopwright_cluster.judging import Judging
-from loopwright_common.testing.memory_bus import MemoryBus
 
-from tests.unit.cluster.conftest import Flow
-from tests.unit.cluster.people import Letters, stream
+from tests.unit.cluster.people import speaking_flow, stream
 from tests.unit.cluster.test_grouping_flow import Fuse, later, until_done
 
 
@@ -43,15 +40,12 @@ class Fickle:
 
 @pytest.fixture
 def new_flow(tmp_path):
-    """Makes a Flow whose matcher speaks; ``judging`` makes its judging anew at each restart."""
+    """Makes a Flow whose matcher speaks; ``judging`` makes its judging."""
     made = []
 
     async def make(judging=Judging):
-        index = QdrantEdgeIndex(tmp_path / f"vectors{len(made)}", 384)
-        made.append(index)
-        flow = Flow(MemoryBus("cluster"), Letters(), index)
-        flow.judging = judging()
-        return await flow.restart()
+        made.append(await speaking_flow(tmp_path / f"vectors{len(made)}", judging()))
+        return made[-1]
 
     return make
 
@@ -99,8 +93,8 @@ async def test_those_that_followed_an_unsure_one_follow_it_into_its_report(new_f
     opened = {report_id_for(fact.signal) for fact in facts if fact.decision.outcome == "opened"}
     assert {fact.report_id for fact in facts} == opened  # nobody went to a report that was never opened
     assert await flow.index.count() == len({fact.decision.fingerprint for fact in facts})
-    for match in await flow.index.exemplars("shop", 1_000):
-        assert match.report_id == reports(flow)[match.signal_id]
+    for exemplar in await flow.index.exemplars("shop", 1_000):
+        assert (await flow.records.place("shop", exemplar.report_id, BEFORE_EVERYTHING, "")).report_id == reports(flow)[exemplar.signal_id]
 
 
 async def test_the_reason_of_what_was_not_given_a_report_says_what_came_of_asking(new_flow):

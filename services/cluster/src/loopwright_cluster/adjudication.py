@@ -248,10 +248,12 @@ class Inquiry:
         self._closed = False
         self.questions: list[Question] = []
         self.unsure: dict[str, None] = {}  # fingerprints, asked about or not
+        self.given: set[str] = set()  # fingerprints that an answer has given a report
         self.told: dict[str, str] = {}  # why an unsure newcomer was not given a report by the model, by its fingerprint
 
     def hear(self, newcomer: Exemplar) -> bool:
         """Whether this newcomer is judged for the first time in its batch; the project earns by each text of a person."""
+        self.given.discard(newcomer.fingerprint)
         if newcomer.fingerprint in self._heard:
             return False
         self._heard.add(newcomer.fingerprint)

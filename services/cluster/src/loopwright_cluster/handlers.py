@@ -211,7 +211,7 @@ class _Draft:
     def __init__(self, records: Records) -> None:
         self.pointer, self.fingerprint, self.create = records.pointer, records.fingerprint, records.create
         self._records = records
-        self._links: dict[str, dict[str, str]] = {}  # by resolved report
+        self._links: dict[str, dict[str, str]] = {}  # by the report that is left
         self._project = ""
 
     async def place(self, project: str, report_id: str, occurred_at: datetime, signal_id: str) -> Place:
@@ -221,12 +221,18 @@ class _Draft:
         self._project = project
         self._links[resolved] = link_to(successor, signal_id, reason)
 
+    def give(self, project: str, never_opened: str, report_id: str) -> None:
+        self._project = project
+        self._links[never_opened] = {"given_to": report_id}
+
     async def write_links(self) -> None:
         """Raises Conflict when another replica has linked one of the reports meanwhile."""
-        for resolved, link in self._links.items():
-            await self._records.open_recurrence(
-                self._project, resolved, link["successor"], link["successor_signal"], link["successor_reason"]
-            )
+        for report_id, link in self._links.items():
+            if "given_to" in link:
+                await self._records.give(self._project, report_id, link["given_to"])
+            else:
+                successor = link["successor"], link["successor_signal"], link["successor_reason"]
+                await self._records.open_recurrence(self._project, report_id, *successor)
 
     def __len__(self) -> int:
         return len(self._links)
@@ -429,9 +435,14 @@ class _Batch:
         if record is None:  # the record was removed by hand since it was looked up
             return await self._newcomer(signal, found)
         vector = await self._vector(key)
+        exemplar = Exemplar.from_payload(record.exemplar)
         if vector is not None:
-            self._neighbourhood.add(Exemplar.from_payload(record.exemplar), vector)
-        if record.recurrence_of is not None:  # it may have died between its record and the link
+            self._neighbourhood.add(exemplar, vector)
+        if exemplar.report_id == report_id_for(signal) != record.report_id:  # given by a model: the same
+            stands = await self._records.place(signal.project, exemplar.report_id, BEFORE_EVERYTHING, signal.id)
+            if not stands.given:
+                self._records.give(signal.project, exemplar.report_id, record.report_id)
+        if record.recurrence_of is not None:  # it may have died between the record and the link
             resolved = await self._records.place(signal.project, record.recurrence_of, _occurred(signal), signal.id)
             if resolved.recurred is not None and not resolved.report_id:
                 self._records.open_recurrence(signal.project, resolved.recurred, record.report_id, signal.id, record.decision.reason)
@@ -444,7 +455,11 @@ class _Batch:
 
         async def standing(exemplar: Exemplar) -> tuple[str, bool]:
             place = await self._records.place(signal.project, exemplar.report_id, _occurred(signal), signal.id)
-            return place.recurred or place.report_id, place.quiet
+            return place.counted, place.quiet
+
+        async def shown(report_id: str) -> str:
+            place = await self._records.place(signal.project, report_id, _occurred(signal), signal.id)
+            return place.recurred or place.report_id
 
         grouped = await self._elsewhere(signal, found)
         if grouped is not None:
@@ -457,12 +472,12 @@ class _Batch:
             grouped = Grouped(signal, report_id_for(signal), opened)
             exemplar = newcomer.in_report(grouped.report_id)  # recorded; it is indexed when the service starts next
         else:
-            judged = await self._judging.decide(self._index, self._neighbourhood, newcomer, vector, standing, self._inquiry)
+            judged = await self._judging.decide(self._index, self._neighbourhood, newcomer, vector, standing, self._inquiry, shown)
             grouped = await self._settle(signal, found, judged.decision)
             similar = dict.fromkeys(item.report_id for item in judged.similar if item.report_id != grouped.report_id)
             linked = grouped.decision.model_copy(update={"similar": tuple(similar)[:NEIGHBOURS_SHOWN]})
             grouped = replace(grouped, decision=linked)
-            exemplar = newcomer.in_report(grouped.report_id)
+            exemplar = newcomer.in_report(self._counted_in(grouped, newcomer, judged.decision))
             self._neighbourhood.add(exemplar, vector)
         self._fingerprinting.note(signal, found)
         self._pointers[key] = Pointer(grouped.report_id, signal.id)
@@ -488,6 +503,20 @@ class _Batch:
                 return await self._recurrence(signal, found, place, other.reason)
             return Grouped(signal, place.report_id, self._decision(Outcome.JOIN, "fingerprint", other.reason, found))
         return None
+
+    def _counted_in(self, grouped: Grouped, newcomer: Exemplar, decision: Decision) -> str:
+        """The report that the matcher counts a judged newcomer in: its own also where a model has given it to another one.
+
+        So what a model says has no part in any other decision: how rare a name is, which reports are rivals, what a report already holds.
+        Who is counted in that report is in the other one.
+        """
+        if grouped.recurrence_of is not None or decision.report_id is None:
+            return grouped.report_id
+        if self._inquiry is None or newcomer.fingerprint not in self._inquiry.given:
+            return decision.candidates[0].match.exemplar.report_id
+        never_opened = report_id_for(grouped.signal)
+        self._records.give(newcomer.project, never_opened, grouped.report_id)
+        return never_opened
 
     async def _settle(self, signal: Signal, found: Fingerprint, decision: Decision) -> Grouped:
         """A matcher's decision, with what has become of the report it names."""

@@ -8,7 +8,7 @@ is handed in again counts once.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -29,6 +29,8 @@ LEXICONS_MAX = 64  # projects at once, 60 MB each at the very most, a few usuall
 LEXICON_STALE_SHARE = 0.05
 
 Version = Literal["v1", "v2"]
+Shown = Callable[[str], Awaitable[str]]
+"""The report that people see for one that the matcher counts."""
 
 SHADOW = Counter(
     "loopwright_cluster_shadow_decisions", "Decisions of the version in shadow beside the one in charge.", ["version", "agreed"]
@@ -71,10 +73,12 @@ class Judging:
         vector: Vector,
         standing: Standing,
         inquiry: Inquiry | None = None,
+        shown: Shown | None = None,
     ) -> v2.Judgement:
         """Where the newcomer goes: as the answer says that ``inquiry`` has had about it, and otherwise as without a model.
 
-        An unsure one without an answer is put to the inquiry's questions. Raises what the index raises.
+        An unsure one without an answer is put to the inquiry's questions. ``standing`` and the exemplars name the reports that the matcher
+        counts them in, the judgement the reports that they are in (``shown``). Raises what the index raises.
         """
         around = await neighbourhood.around(newcomer, vector, standing)
         hearing = v2.Hearing()
@@ -93,6 +97,9 @@ class Judging:
         first = inquiry is None or inquiry.hear(newcomer)
         if self.shadow is not None and first:
             self._compare(newcomer, chosen.decision, judgements[self.shadow].decision)
+        # Up to here reports are as the matcher counts them, without what a model has given away; from here on as people see them.
+        if shown is not None:
+            chosen = await _as_shown(chosen, shown)
         return chosen if inquiry is None else await _as_answered(inquiry, neighbourhood, newcomer, chosen, standing)
 
     def stored(self, exemplars: Sequence[Exemplar]) -> None:
@@ -131,6 +138,28 @@ class Judging:
             )  # fmt: skip
 
 
+async def _as_shown(judgement: v2.Judgement, shown: Shown) -> v2.Judgement:
+    """The judgement naming the reports that its candidates are in."""
+    decision = judgement.decision
+    found = {item.report_id: "" for item in (*decision.candidates, *judgement.similar, *judgement.unsure, *judgement.ranked)}
+    for report_id in found:
+        found[report_id] = await shown(report_id)
+    if all(report_id == seen for report_id, seen in found.items()):
+        return judgement
+    named = {id(item): replace(item, report_id=found[item.report_id]) for item in (*decision.candidates, *judgement.ranked)}
+    return replace(
+        judgement,
+        decision=replace(
+            decision,
+            report_id=None if decision.report_id is None else found[decision.report_id],
+            candidates=tuple(named[id(item)] for item in decision.candidates),
+        ),
+        unsure=tuple(named[id(item)] for item in judgement.unsure),
+        similar=tuple(named[id(item)] for item in judgement.similar),
+        ranked=tuple(named[id(item)] for item in judgement.ranked),
+    )
+
+
 async def _as_answered(
     inquiry: Inquiry, neighbourhood: Neighbourhood, newcomer: Exemplar, judgement: v2.Judgement, standing: Standing
 ) -> v2.Judgement:
@@ -145,9 +174,11 @@ async def _as_answered(
     report_id, _ = await standing(neighbourhood.as_decided(named))
     likely = judgement.unsure
     same_text = (item for item in likely if item.match.exemplar.fingerprint == named.fingerprint)
-    chosen = next(same_text, None) or next((item for item in likely if item.report_id == report_id), None)
+    same_report = (item for item in likely if item.match.exemplar.report_id == report_id)
+    chosen = next(same_text, None) or next(same_report, None)
     if chosen is None:
         return judgement
+    inquiry.given.add(newcomer.fingerprint)
     title = chosen.match.exemplar.title[:80]
     reason = f"a model was asked, as the matcher was unsure (probability {chosen.score:.2f}): the same problem as “{title}”"
     others = tuple(item for item in judgement.decision.candidates if item is not chosen)

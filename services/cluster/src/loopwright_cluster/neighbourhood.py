@@ -25,7 +25,7 @@ SPREAD_TOKENS_MAX = 24  # names whose rarity is asked for
 
 Vector = npt.NDArray[np.float32]
 Standing = Callable[[Exemplar], Awaitable[tuple[str, bool]]]
-"""The report an exemplar belongs to as things stand (merges followed), and whether people have put that report away."""
+"""The report the matcher counts an exemplar in as things stand (merges followed), and whether people have put that report away."""
 
 
 class _Newcomers:

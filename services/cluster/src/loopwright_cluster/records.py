@@ -60,6 +60,8 @@ class ReportRecord(Contract):
     state: ReportState = ReportState.GATHERING
     resolved_at: UtcDatetime | None = None  # what occurs after this is a recurrence
     merged_into: Identifier | None = None
+    # Never opened: a model gave the text that would have opened it to this report, and the matcher goes on counting it as one of its own.
+    given_to: Identifier | None = None
     successor: Identifier | None = None  # the report that was opened for the recurrence
     successor_signal: Identifier | None = None  # and the signal that opened it
     successor_reason: Line = ""
@@ -150,7 +152,7 @@ class Place:
 
     ``report_id`` after merges and recurrences. ``recurred`` names the resolved report when ``opener``'s signal is to open, or has
     opened, the report that follows it; ``report_id`` is then the new report, or empty when it is yet to be opened. ``always``: so it is
-    for every signal, whenever it occurred.
+    for every signal, whenever it occurred. ``counted``: the report as the matcher counts it, whatever a model has given away.
     """
 
     report_id: str
@@ -158,6 +160,11 @@ class Place:
     recurred: str | None = None
     reason: str = ""
     always: bool = False
+    given: str = ""
+
+    @property
+    def counted(self) -> str:
+        return self.given or self.recurred or self.report_id
 
 
 class Records:
@@ -228,7 +235,7 @@ class Records:
 
         ``links`` are successors of resolved reports that are decided and not yet written.
         """
-        current, always = report_id, True
+        current, always, given = report_id, True, ""
         for _ in range(REPORT_CHAIN_MAX):
             record = (await self._reports.get(f"{project}.{current}"))[0] or NEW_REPORT
             if current in links:
@@ -236,16 +243,27 @@ class Records:
             always = always and record.resolved_at is None
             if record.merged_into is not None:
                 current = record.merged_into
+            elif record.given_to is not None:
+                given, current = given or current, record.given_to
             elif record.resolved_at is not None and occurred_at > record.resolved_at:
                 if record.successor is None:
-                    return Place("", recurred=current)
+                    return Place("", recurred=current, given=given)
                 if record.successor_signal == signal_id:
-                    return Place(record.successor, recurred=current, reason=record.successor_reason)
+                    return Place(record.successor, recurred=current, reason=record.successor_reason, given=given)
                 current = record.successor
             else:
-                return Place(current, quiet=record.state in QUIET_STATES and record.resolved_at is None, always=always)
+                quiet = record.state in QUIET_STATES and record.resolved_at is None
+                return Place(current, quiet=quiet, always=always, given=given)
         log.error("report_chain_too_long", project=project, report_id=report_id, followed=REPORT_CHAIN_MAX)
         return Place(current)
+
+    async def give(self, project: str, never_opened: str, report_id: str) -> None:
+        """Let what the matcher counts in a report that was never opened be in this one. Raises Conflict."""
+        key = f"{project}.{never_opened}"
+        record, revision = await self._reports.get(key)
+        record = record or NEW_REPORT
+        if record.given_to != report_id:
+            await self._reports.write(key, record.model_copy(update={"given_to": report_id}), revision)
 
     async def open_recurrence(self, project: str, resolved: str, successor: str, signal_id: str, reason: str) -> None:
         """Record which report follows a resolved one. Raises Conflict when another already does."""

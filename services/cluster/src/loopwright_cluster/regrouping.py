@@ -134,7 +134,7 @@ async def fill_index(records: Records, embedding: Embedding, index: VectorIndex)
             if record is not None:
                 exemplar = Exemplar.from_payload(record.exemplar)
                 place = await records.place(exemplar.project, exemplar.report_id, BEFORE_EVERYTHING, "")
-                exemplars.append(exemplar.in_report(place.report_id))
+                exemplars.append(exemplar.in_report(place.counted))
         if exemplars:
             await index.upsert(exemplars, await embedding.embed([exemplar.text for exemplar in exemplars]))
             filled += len(exemplars)

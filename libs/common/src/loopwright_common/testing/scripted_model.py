@@ -38,6 +38,7 @@ class Reply:
     headers: dict[str, str] = field(default_factory=dict)
     raw: bytes | None = None
     delay_seconds: float = 0.0
+    endless: bool = False  # the body begins and never ends: a space now and then
     finish: str | None = None
     refusal: str | None = None
     usage: tuple[int, int] | None = (100, 20)  # input and output tokens; None: the answer does not say
@@ -191,12 +192,20 @@ def embedding(text: str) -> list[float]:
 
 
 def _special(reply: Reply) -> Response | None:
+    if reply.endless:
+        return StreamingResponse(_spaces(), media_type="application/json")
     if reply.raw is not None:
         return Response(reply.raw, reply.status, reply.headers, "application/json")
     if reply.status != 200:
         error = {"message": reply.error_message, "type": "scripted_error", "code": reply.error_code or None, "param": None}
         return JSONResponse({"error": error}, reply.status, reply.headers)
     return None
+
+
+async def _spaces() -> AsyncIterator[bytes]:
+    while True:
+        yield b" "
+        await asyncio.sleep(0.02)
 
 
 def _message(reply: Reply) -> dict[str, Any]:
