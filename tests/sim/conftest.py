@@ -131,7 +131,9 @@ class World:
             task.cancel()
         await asyncio.gather(*memory._tasks, return_exceptions=True)
         await memory.close(timedelta(0))
-        await memory.service_parts._records.stop()  # type: ignore[attr-defined]
+        for part in (memory.service_parts._words, memory.service_parts._records):  # type: ignore[attr-defined]
+            if part is not None:
+                await part.stop()
 
     async def settle(self, signals: Sequence[Signal], fuse: Fuse | None = None) -> None:
         """Lets time pass until every signal has been told of, or the process is dead. Raises TimeoutError."""

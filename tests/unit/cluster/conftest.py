@@ -11,6 +11,7 @@ from loopwright_cluster.fingerprinting import Fingerprinting
 from loopwright_cluster.handlers import ProjectLocks, SignalGrouping
 from loopwright_cluster.records import Records
 from loopwright_cluster.regrouping import Regrouping, Search
+from loopwright_cluster.word_records import Words
 from loopwright_common.bus import Received
 from loopwright_common.contracts.envelope import Envelope
 from loopwright_common.contracts.queries import GroupCommand
@@ -70,22 +71,27 @@ class Flow:
     def __init__(self, bus, embedding, index):
         self.bus, self.embedding, self.index = bus, embedding, index
         self.new_per_minute = 0
-        self.fingerprinting = None
+        self.fingerprinting = self.words = None
         self.judging = None  # None: as without a model
         self.clock = FakeClock(START + timedelta(hours=1))
 
     async def restart(self, *, bus=None, index=None):
         bus, index = bus or self.bus, index or self.index
         self.records = await Records.open(bus)
+        if self.words is not None:
+            await self.words.stop()
+        self.words = await Words.open(bus)
+        await self.words.start()
         if self.fingerprinting is not None:
             await self.fingerprinting.stop()
         self.fingerprinting = await Fingerprinting.open(bus)
         await self.fingerprinting.start()
         locks = ProjectLocks()
         self.grouping = SignalGrouping(
-            bus, self.records, self.embedding, index, self.clock, locks, CostlyPath(self.new_per_minute), self.fingerprinting, self.judging
-        )
-        self.regrouping = Regrouping(bus, self.records, index, locks)
+            bus, self.records, self.embedding, index, self.clock, locks, CostlyPath(self.new_per_minute), self.fingerprinting, self.judging,
+            self.words,
+        )  # fmt: skip
+        self.regrouping = Regrouping(bus, self.records, self.words, index, locks, self.clock)
         self.search = Search(self.records, self.embedding, index)
         return self
 

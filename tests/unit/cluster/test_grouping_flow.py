@@ -15,7 +15,7 @@ from loopwright_cluster.regrouping import fill_index
 from loopwright_common.bus import Conflict
 from loopwright_common.contracts.queries import SearchQuery
 from loopwright_common.contracts.subjects import SIGNALS
-from loopwright_common.errors import Permanent, Refused
+from loopwright_common.errors import Permanent
 
 
 class CountingEmbedding(HashingEmbedding):
@@ -228,22 +228,20 @@ async def test_merged_reports_are_one_from_then_on_also_for_verdicts_about_the_o
 
 @pytest.mark.parametrize("fields", [{}, {"other_report_id": "r1"}])
 async def test_a_merge_without_two_reports_is_refused(flow, fields):
-    with pytest.raises(Refused):
-        await flow.command("merge", "r1", **fields)
+    assert (await flow.command("merge", "r1", **fields)).refused
 
 
 async def test_merging_in_a_circle_is_refused(flow, crash):
     one, other = await flow.take(crash("s1"), crash("s2", place="search"))
     await flow.command("merge", one.report_id, other_report_id=other.report_id)
-    with pytest.raises(Refused, match="circle"):
-        await flow.command("merge", other.report_id, other_report_id=one.report_id, id="c2")
+    assert "circle" in (await flow.command("merge", other.report_id, other_report_id=one.report_id, id="c2")).refused
 
 
-async def test_split_signals_take_their_fingerprints_to_a_report_of_their_own(flow, crash):
+async def test_split_off_fingerprints_have_a_report_of_their_own(flow, crash):
     one, other = await flow.take(crash("s1"), crash("s2", place="search"))
     await flow.command("merge", one.report_id, other_report_id=other.report_id)
-    fact = await flow.command("split", one.report_id, signal_ids=("s2",), id="c2")
-    again = await flow.command("split", one.report_id, signal_ids=("s2",), id="c2")
+    fact = await flow.command("split", one.report_id, fingerprints=(other.decision.fingerprint,), id="c2")
+    again = await flow.command("split", one.report_id, fingerprints=(other.decision.fingerprint,), id="c2")
     later, stays = await flow.take(crash("s3", place="search"), crash("s4"))
 
     assert fact == again
@@ -253,9 +251,12 @@ async def test_split_signals_take_their_fingerprints_to_a_report_of_their_own(fl
     assert hit.report_id == fact.report_id
 
 
-async def test_a_split_leaves_the_signals_of_other_reports_where_they_are(flow, crash):
+async def test_a_split_leaves_the_fingerprints_of_other_reports_where_they_are_and_says_so(flow, crash):
     one, other = await flow.take(crash("s1"), crash("s2", place="search"))
-    await flow.command("split", one.report_id, signal_ids=("s1", "s2"), id="c3")
+    both = (one.decision.fingerprint, other.decision.fingerprint)
+    fact = await flow.command("split", one.report_id, fingerprints=both, id="c3")
+    assert fact.fingerprints == both[:1]
+    assert "1 of the fingerprints named" in fact.reason
     moved, stays = await flow.take(crash("s3"), crash("s4", place="search"))
 
     assert moved.report_id not in {one.report_id, other.report_id}

@@ -33,6 +33,7 @@ from loopwright_cluster.ports import Embedding, VectorIndex
 from loopwright_cluster.records import Records
 from loopwright_cluster.regrouping import Regrouping, Search, fill_index
 from loopwright_cluster.settings import ClusterSettings
+from loopwright_cluster.word_records import Words
 
 SERVICE = "cluster"
 SPENDING_BUCKET = "cluster-spending"
@@ -134,12 +135,15 @@ class Service:
         self._costly = CostlyPath(new_per_minute)
         self._judging = judging or Judging()
         self._records: Records | None = None
+        self._words: Words | None = None
         self._projects: Projects | None = None
         self._fingerprinting: Fingerprinting | None = None
 
     async def start(self) -> None:
         records = self._records = await Records.open(self.bus)
         await records.start()
+        words = self._words = await Words.open(self.bus)
+        await words.start()
         projects = self._projects = Projects(self.bus)
         await projects.start()
         # Before a signal is fingerprinted: a project's rules that come late would give it another fingerprint.
@@ -149,9 +153,9 @@ class Service:
         await fill_index(records, self.embedding, self.index)
         locks = ProjectLocks()
         grouping = SignalGrouping(
-            self.bus, records, self.embedding, self.index, self._clock, locks, self._costly, fingerprinting, self._judging
+            self.bus, records, self.embedding, self.index, self._clock, locks, self._costly, fingerprinting, self._judging, words
         )
-        regrouping = Regrouping(self.bus, records, self.index, locks)
+        regrouping = Regrouping(self.bus, records, words, self.index, locks, self._clock)
         # How reports stand is heard before signals are placed, so that a restart does not put a recurrence into a resolved report.
         await self.bus.consume_batches(
             ConsumerSpec("cluster-reports", SERVICE, (REPORTS_TRANSITIONED,), ordered=True, batch_max=100, ack_wait=ACK_WAIT),
@@ -179,7 +183,7 @@ class Service:
         """Stop grouping; embedding and index stay open for another."""
         await self.bus.close(drain)
         await self._judging.close()
-        for part in (self._fingerprinting, self._projects, self._records):
+        for part in (self._fingerprinting, self._projects, self._words, self._records):
             if part is not None:
                 await part.stop()
 

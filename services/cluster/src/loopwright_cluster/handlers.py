@@ -41,13 +41,14 @@ from prometheus_client import Counter
 from loopwright_cluster.adjudication import Inquiry
 from loopwright_cluster.costly import CostlyPath
 from loopwright_cluster.domain import Candidate, Decision, Exemplar, Outcome
-from loopwright_cluster.fingerprinting import Fingerprinting
+from loopwright_cluster.fingerprinting import Elsewhere, Fingerprinting
 from loopwright_cluster.grouping.describe import describe
 from loopwright_cluster.grouping.fingerprints import Fingerprint
 from loopwright_cluster.judging import Judging
 from loopwright_cluster.neighbourhood import Neighbourhood, Vector
 from loopwright_cluster.ports import Embedding, VectorIndex, Vectors
 from loopwright_cluster.records import FingerprintRecord, Place, Pointer, Records, link_to
+from loopwright_cluster.word_records import Apart, Words
 
 NEIGHBOURS_SHOWN = 10  # as many as the contract carries
 EMBEDDED_AT_ONCE = 8  # texts, 50 ms of a core: the first are decided while the next are embedded
@@ -101,7 +102,9 @@ class SignalGrouping:
         costly: CostlyPath,
         fingerprinting: Fingerprinting,
         judging: Judging | None = None,
+        words: Words | None = None,
     ) -> None:
+        self._words = words
         self._bus = bus
         self._records = records
         self._embedding = embedding
@@ -211,23 +214,23 @@ class _Draft:
     def __init__(self, records: Records) -> None:
         self.pointer, self.fingerprint, self.create = records.pointer, records.fingerprint, records.create
         self._records = records
-        self._links: dict[str, dict[str, str]] = {}  # by the report that is left
+        self.links: dict[str, dict[str, str]] = {}  # by the report that is left
         self._project = ""
 
     async def place(self, project: str, report_id: str, occurred_at: datetime, signal_id: str) -> Place:
-        return await self._records.place(project, report_id, occurred_at, signal_id, self._links)
+        return await self._records.place(project, report_id, occurred_at, signal_id, self.links)
 
     def open_recurrence(self, project: str, resolved: str, successor: str, signal_id: str, reason: str) -> None:
         self._project = project
-        self._links[resolved] = link_to(successor, signal_id, reason)
+        self.links[resolved] = link_to(successor, signal_id, reason)
 
     def give(self, project: str, never_opened: str, report_id: str) -> None:
         self._project = project
-        self._links[never_opened] = {"given_to": report_id}
+        self.links[never_opened] = {"given_to": report_id}
 
     async def write_links(self) -> None:
         """Raises Conflict when another replica has linked one of the reports meanwhile."""
-        for report_id, link in self._links.items():
+        for report_id, link in self.links.items():
             if "given_to" in link:
                 await self._records.give(self._project, report_id, link["given_to"])
             else:
@@ -235,11 +238,11 @@ class _Draft:
                 await self._records.open_recurrence(self._project, report_id, *successor)
 
     def __len__(self) -> int:
-        return len(self._links)
+        return len(self.links)
 
     def take_back(self, count: int) -> None:
-        for resolved in list(self._links)[count:]:
-            del self._links[resolved]
+        for resolved in list(self.links)[count:]:
+            del self.links[resolved]
 
 
 @dataclass(frozen=True)
@@ -258,6 +261,7 @@ class _Batch:
     def __init__(self, grouping: SignalGrouping, signals: Sequence[Signal]) -> None:
         self._records = _Draft(grouping._records)
         self._judging = grouping._judging
+        self._words, self._written = grouping._words, grouping._records
         self._index = grouping._index
         self._embedding = grouping._embedding
         self._costly = grouping._costly
@@ -461,7 +465,9 @@ class _Batch:
             place = await self._records.place(signal.project, report_id, _occurred(signal), signal.id)
             return place.recurred or place.report_id
 
-        grouped = await self._elsewhere(signal, found)
+        others = await self._fingerprinting.elsewhere(signal, found)
+        apart = await self._apart(signal, found, others)
+        grouped = await self._elsewhere(signal, found, others, apart)
         if grouped is not None:
             exemplar = newcomer.in_report(grouped.report_id)
             if vector is not None:
@@ -472,13 +478,16 @@ class _Batch:
             grouped = Grouped(signal, report_id_for(signal), opened)
             exemplar = newcomer.in_report(grouped.report_id)  # recorded; it is indexed when the service starts next
         else:
-            judged = await self._judging.decide(self._index, self._neighbourhood, newcomer, vector, standing, self._inquiry, shown)
+            judged = await self._judging.decide(self._index, self._neighbourhood, newcomer, vector, standing, self._inquiry, shown, apart)
             grouped = await self._settle(signal, found, judged.decision)
             similar = dict.fromkeys(item.report_id for item in judged.similar if item.report_id != grouped.report_id)
             linked = grouped.decision.model_copy(update={"similar": tuple(similar)[:NEIGHBOURS_SHOWN]})
             grouped = replace(grouped, decision=linked)
             exemplar = newcomer.in_report(self._counted_in(grouped, newcomer, judged.decision))
             self._neighbourhood.add(exemplar, vector)
+        if apart is not None and apart.notes:
+            explained = grouped.decision.model_copy(update={"reason": apart.with_notes(grouped.decision.reason)})
+            grouped = replace(grouped, decision=explained)
         self._fingerprinting.note(signal, found)
         self._pointers[key] = Pointer(grouped.report_id, signal.id)
         self._created[key] = FingerprintRecord(
@@ -491,12 +500,29 @@ class _Batch:
         )
         return grouped
 
-    async def _elsewhere(self, signal: Signal, found: Fingerprint) -> Grouped | None:
+    async def _apart(self, signal: Signal, found: Fingerprint, others: Sequence[Elsewhere]) -> Apart | None:
+        """What people's words forbid for a newcomer, by any of its keys; None in a project where they forbid nothing."""
+        project = signal.project
+        standing = await self._words.standing(project, self._written, self._records.links) if self._words is not None else None
+        if standing is None:
+            return None
+        names = {found.key: ""}
+        for other in others:
+            key = (project, other.fingerprint)
+            pointer = self._pointers.get(key) or await self._records.pointer(*key)
+            names[other.fingerprint] = pointer.report_id if pointer is not None else ""
+        return Apart(project, standing, self._written, names, self._records.links)
+
+    async def _elsewhere(self, signal: Signal, found: Fingerprint, others: Sequence[Elsewhere], apart: Apart | None) -> Grouped | None:
         """Where the same problem is known under another key, as a wrapper or another version of the fingerprints makes one."""
-        for other in await self._fingerprinting.elsewhere(signal, found):
+        for other in others:
             key = (signal.project, other.fingerprint)
             pointer = self._pointers.get(key) or await self._records.pointer(*key)
             if pointer is None:
+                continue
+            against = await apart.against(pointer.report_id) if apart is not None else None
+            if apart is not None and against is not None:
+                apart.note(f"report {pointer.report_id}, where another of its keys leads, was left out: {against.said}")
                 continue
             place = await self._records.place(signal.project, pointer.report_id, _occurred(signal), signal.id)
             if place.recurred is not None:

@@ -23,6 +23,7 @@ from loopwright_cluster.grouping.v1 import HUMAN_KINDS
 from loopwright_cluster.grouping.wording import wording_of
 from loopwright_cluster.neighbourhood import Neighbourhood, Standing, Vector
 from loopwright_cluster.ports import VectorIndex
+from loopwright_cluster.word_records import Apart
 
 LEXICON_TEXTS_MAX = 20_000  # read again at a start: some seconds; a word's rarity is known long before
 LEXICONS_MAX = 64  # projects at once, 60 MB each at the very most, a few usually; the least recently used is forgotten
@@ -74,25 +75,32 @@ class Judging:
         standing: Standing,
         inquiry: Inquiry | None = None,
         shown: Shown | None = None,
+        apart: Apart | None = None,
     ) -> v2.Judgement:
         """Where the newcomer goes: as the answer says that ``inquiry`` has had about it, and otherwise as without a model.
+
+        What people's words forbid (``apart``) no version and no model is shown.
 
         An unsure one without an answer is put to the inquiry's questions. ``standing`` and the exemplars name the reports that the matcher
         counts them in, the judgement the reports that they are in (``shown``). Raises what the index raises.
         """
         around = await neighbourhood.around(newcomer, vector, standing)
+        if apart is not None:
+            around = await apart.admitted(around)
         hearing = v2.Hearing()
         if "v2" in (self.version, self.shadow) and newcomer.kind in HUMAN_KINDS and not around.degraded:
             rarity = neighbourhood.rarity_of(newcomer.project) or await self._rarity(index, neighbourhood, newcomer.project)
             wording = wording_of(newcomer.title, newcomer.body)
             matches, quiet = await neighbourhood.hybrid(newcomer, vector, wording, rarity, v2.CANDIDATES_EACH, standing)
-            hearing = v2.Hearing(matches, rarity)
+            hearing = v2.Hearing(matches if apart is None else await apart.among(matches), rarity)
             around = replace(around, quiet=frozenset(around.quiet | quiet))
         judgements = {
             version: v2.judge(newcomer, around, hearing) if version == "v2" else v2.Judgement(v1.decide(newcomer, around))
             for version in (self.version, self.shadow)
             if version is not None
         }
+        if apart is not None:
+            judgements = {version: await apart.held(judgement) for version, judgement in judgements.items()}
         chosen = judgements[self.version]
         first = inquiry is None or inquiry.hear(newcomer)
         if self.shadow is not None and first:

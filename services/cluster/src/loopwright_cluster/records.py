@@ -34,6 +34,8 @@ FINGERPRINTS_BUCKET = "cluster_fingerprints"  # <project>.<fingerprint> -> Finge
 REPORTS_BUCKET = "cluster_reports"  # <project>.<report id> -> ReportRecord
 REMEMBERED_MAX = 100_000  # per bucket, about 300 bytes each; the least recently used are forgotten and read again when asked for
 WATCH_RETRY_SECONDS = 1.0
+READS_AT_ONCE = 32  # as many as hide the round trip
+REPORT_LINE_MAX = 256  # reports that one leads to; more is a mistake, not a history
 
 # A person has put these away: more of the same is counted there, but nothing else may be drawn in.
 QUIET_STATES = frozenset({ReportState.DISMISSED, ReportState.SUPPRESSED})
@@ -60,11 +62,13 @@ class ReportRecord(Contract):
     state: ReportState = ReportState.GATHERING
     resolved_at: UtcDatetime | None = None  # what occurs after this is a recurrence
     merged_into: Identifier | None = None
+    merged_by: Identifier | None = None  # the command; None for links of before commands were kept
     # Never opened: a model gave the text that would have opened it to this report, and the matcher goes on counting it as one of its own.
     given_to: Identifier | None = None
     successor: Identifier | None = None  # the report that was opened for the recurrence
     successor_signal: Identifier | None = None  # and the signal that opened it
     successor_reason: Line = ""
+    earlier_successors: tuple[Identifier, ...] = ()  # it was reopened and resolved again since
 
 
 NEW_REPORT = ReportRecord()
@@ -92,6 +96,7 @@ class _Bucket(Generic[V]):
         self._read = read
         self._absence = absence
         self._known: OrderedDict[str, tuple[V | None, int]] = OrderedDict()
+        self.changed = 0  # how often something else was remembered of a key
 
     async def get(self, key: str) -> tuple[V | None, int]:
         """The value and its revision; (None, 0) when there is none."""
@@ -118,6 +123,8 @@ class _Bucket(Generic[V]):
     def remember(self, key: str, value: V | None, revision: int) -> tuple[V | None, int]:
         known = self._known.get(key)
         if known is None or known[1] <= revision:
+            if known is None or known[0] != value:
+                self.changed += 1
             self._known[key] = (value, revision)
             self._known.move_to_end(key)
             while len(self._known) > REMEMBERED_MAX:
@@ -125,6 +132,7 @@ class _Bucket(Generic[V]):
         return self._known[key]
 
     def forget(self, key: str) -> None:
+        self.changed += 1
         self._known.pop(key, None)
 
     async def follow(self, loaded: asyncio.Event) -> None:
@@ -142,6 +150,7 @@ class _Bucket(Generic[V]):
             except Exception as error:
                 log.warning("record_watch_interrupted", error=str(error), retry_seconds=WATCH_RETRY_SECONDS)
             # Changes may have passed unseen.
+            self.changed += 1
             self._known.clear()
             await asyncio.sleep(WATCH_RETRY_SECONDS)
 
@@ -215,14 +224,30 @@ class Records:
         """Write a fingerprint's first record. Raises Conflict when it has one."""
         await self._fingerprints.write(f"{project}.{fingerprint}", record, 0)
 
-    async def repoint(self, project: str, fingerprint: str, report_id: str) -> Exemplar | None:
-        """Let a fingerprint point to another report; returns its exemplar, or None when it is not known. Raises Conflict."""
+    async def fingerprints_of(self, project: str) -> dict[str, Pointer]:
+        """A project's fingerprints and where they point."""
+        prefix, slots = f"{project}.", asyncio.Semaphore(READS_AT_ONCE)
+
+        async def read(key: str) -> tuple[str, Pointer | None]:
+            async with slots:
+                return key.removeprefix(prefix), (await self._fingerprints.get(key))[0]
+
+        found = await asyncio.gather(*map(read, await self._fingerprints.store.keys(prefix)))
+        return {fingerprint: pointer for fingerprint, pointer in found if pointer is not None}
+
+    async def repoint(self, project: str, fingerprint: str, came_from: str, report_id: str, counted_in: str) -> Exemplar | None:
+        """Let a fingerprint point to another report, and its exemplar count in ``counted_in``; returns the exemplar.
+
+        None when it points to neither report. Raises Conflict.
+        """
         key = f"{project}.{fingerprint}"
         entry = await self._fingerprints.store.get(key)
         if entry is None or not entry.value:
             return None
         record = FingerprintRecord.model_validate_json(entry.value)
-        moved = Exemplar.from_payload(record.exemplar).in_report(report_id)
+        if record.report_id not in (came_from, report_id):
+            return None
+        moved = Exemplar.from_payload(record.exemplar).in_report(counted_in)
         if record.report_id != report_id:
             changed = record.model_copy(update={"report_id": report_id, "exemplar": moved.to_payload()})
             await self._fingerprints.write(key, changed, entry.revision)
@@ -236,7 +261,12 @@ class Records:
         ``links`` are successors of resolved reports that are decided and not yet written.
         """
         current, always, given = report_id, True, ""
+        followed: set[str] = set()
+        resolved = report_id  # whose successor is being followed
         for _ in range(REPORT_CHAIN_MAX):
+            if current in followed:  # a person has merged what followed a resolved report back into it: it goes on there
+                return Place(resolved, given=given)
+            followed.add(current)
             record = (await self._reports.get(f"{project}.{current}"))[0] or NEW_REPORT
             if current in links:
                 record = record.model_copy(update=links[current])
@@ -250,7 +280,7 @@ class Records:
                     return Place("", recurred=current, given=given)
                 if record.successor_signal == signal_id:
                     return Place(record.successor, recurred=current, reason=record.successor_reason, given=given)
-                current = record.successor
+                resolved, current = current, record.successor
             else:
                 quiet = record.state in QUIET_STATES and record.resolved_at is None
                 return Place(current, quiet=quiet, always=always, given=given)
@@ -277,13 +307,50 @@ class Records:
             raise Conflict(f"report {resolved} is already followed by {record.successor}")
         await self._reports.write(key, record.model_copy(update=link_to(successor, signal_id, reason)), revision)
 
-    async def merge(self, project: str, gone: str, stays: str) -> None:
-        """Let everything of report ``gone`` belong to ``stays``. Raises Conflict."""
+    @property
+    def links_changed(self) -> int:
+        """Another number after anything was heard of a report: what was worked out of links is as good as it was at the same number."""
+        return self._reports.changed
+
+    async def merged(self, project: str, report_id: str) -> list[str]:
+        """The report and, one after the other, those it was merged into."""
+        chain = [report_id]
+        while len(chain) < REPORT_CHAIN_MAX:
+            record = (await self._reports.get(f"{project}.{chain[-1]}"))[0]
+            if record is None or record.merged_into is None:
+                break
+            chain.append(record.merged_into)
+        return chain
+
+    async def line(self, project: str, report_id: str, links: Mapping[str, Mapping[str, str]] = NO_LINKS) -> frozenset[str]:
+        """The report and all it leads to: what it was merged into, and what followed it after it was resolved."""
+        found, left = {report_id}, [report_id]
+        while left and len(found) < REPORT_LINE_MAX:
+            current = left.pop()
+            record = (await self._reports.get(f"{project}.{current}"))[0] or NEW_REPORT
+            decided = links.get(current, {})
+            leads = (record.merged_into, record.given_to, record.successor, decided.get("given_to"), decided.get("successor"))
+            for following in (*leads, *record.earlier_successors):
+                if following is not None and following not in found:
+                    found.add(following)
+                    left.append(following)
+        return frozenset(found)
+
+    async def merge(self, project: str, gone: str, stays: str, by: str) -> None:
+        """Let everything of report ``gone`` belong to ``stays``, by a person's command. Raises Conflict."""
         key = f"{project}.{gone}"
         record, revision = await self._reports.get(key)
         record = record or NEW_REPORT
-        if record.merged_into != stays:
-            changed = {"merged_into": stays, "state": ReportState.MERGED_INTO}
+        if record.merged_into != stays or record.merged_by != by:
+            changed = {"merged_into": stays, "merged_by": by, "state": ReportState.MERGED_INTO}
+            await self._reports.write(key, record.model_copy(update=changed), revision)
+
+    async def unmerge(self, project: str, gone: str, by: str) -> None:
+        """Cut the link that a command made, if it is still there. Raises Conflict."""
+        key = f"{project}.{gone}"
+        record, revision = await self._reports.get(key)
+        if record is not None and record.merged_by == by:
+            changed = {"merged_into": None, "merged_by": None, "state": ReportState.GATHERING, "resolved_at": None}
             await self._reports.write(key, record.model_copy(update=changed), revision)
 
     async def transition(self, heard: ReportTransitioned) -> None:
@@ -296,13 +363,13 @@ class Records:
         changed: dict[str, Any] = {"sequence": heard.sequence, "state": heard.to_state}
         fixed = heard.to_state is ReportState.DISMISSED and heard.dismiss_reason is DismissReason.FIXED
         changed["resolved_at"] = heard.at if heard.to_state in RESOLVED_STATES or fixed else None
-        if heard.to_state is ReportState.MERGED_INTO and heard.merged_into:
-            changed["merged_into"] = heard.merged_into
-        elif heard.from_state is ReportState.MERGED_INTO:
+        if heard.from_state is ReportState.MERGED_INTO and record.merged_by is None:
             changed["merged_into"] = None  # a person took it back
+        # Other links are made and cut by the commands themselves, before the gateway hears of it: its echo may come after the next one.
         if changed["resolved_at"] is not None and record.resolved_at is None and record.successor is not None:
             # It was reopened and resolved once more: the earlier recurrence is history, the next one opens its own report.
-            changed |= {"successor": None, "successor_signal": None, "successor_reason": ""}
+            earlier = (*record.earlier_successors, record.successor)[-REPORT_CHAIN_MAX:]
+            changed |= {"successor": None, "successor_signal": None, "successor_reason": "", "earlier_successors": earlier}
         await self._reports.write(key, record.model_copy(update=changed), revision)
 
 

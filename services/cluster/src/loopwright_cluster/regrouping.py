@@ -1,37 +1,50 @@
-"""What others say of reports: the gateway's transitions, people's merges and splits, and questions that search them."""
+"""What others say of reports: the gateway's transitions, people's words on the grouping, and questions that search them."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
+from typing import Any
 
 import structlog
 from loopwright_common.bus import Bus, Outgoing, Received
+from loopwright_common.clock import Clock
 from loopwright_common.contracts.queries import GroupCommand, SearchAnswer, SearchHit, SearchQuery
-from loopwright_common.contracts.reports import ReportsRegrouped, ReportTransitioned
+from loopwright_common.contracts.reports import FINGERPRINTS_PER_FACT_MAX, ReportsRegrouped, ReportTransitioned
 from loopwright_common.contracts.subjects import GROUPS_REGROUPED
 from loopwright_common.errors import Refused
 from loopwright_common.identifiers import derived_id
+from prometheus_client import Counter
 
+from loopwright_cluster.constraints import Word as Said
 from loopwright_cluster.domain import Exemplar, point_id
 from loopwright_cluster.grouping.normalise import parameterise
 from loopwright_cluster.handlers import BEFORE_EVERYTHING, ProjectLocks
 from loopwright_cluster.ports import Embedding, VectorIndex
-from loopwright_cluster.records import Records
+from loopwright_cluster.records import READS_AT_ONCE, Records
+from loopwright_cluster.word_records import Moved, WordRecord, Words
 
 SEARCH_FACTOR = 3  # exemplars asked for per report wanted: a report has several, and only its best counts
 REINDEX_AT_ONCE = 200  # records read, embedded and stored together when the index is filled again
 
+REGROUPED = Counter("loopwright_cluster_words", "What people said of the grouping.", ["action", "outcome"])
 log = structlog.get_logger()
 
 
 class Regrouping:
-    """Keeps the records in step with what the gateway and people decide. ``locks`` are shared with the signals' flows."""
+    """Keeps the records in step with what the gateway and people decide. ``locks`` are shared with the signals' flows.
 
-    def __init__(self, bus: Bus, records: Records, index: VectorIndex, locks: ProjectLocks) -> None:
+    A command is planned and recorded before anything is done by it; what it does can be done again; then it is recorded as done, and told
+    of. So a command that comes again, after a crash at any step too, does the rest of what was planned and says the same.
+    """
+
+    def __init__(self, bus: Bus, records: Records, words: Words, index: VectorIndex, locks: ProjectLocks, clock: Clock) -> None:
         self._bus = bus
         self._records = records
+        self._words = words
         self._index = index
         self._locks = locks
+        self._clock = clock
 
     async def hear(self, batch: Sequence[Received[ReportTransitioned]]) -> None:
         """Remember how each report stands."""
@@ -40,64 +53,222 @@ class Regrouping:
                 await self._records.transition(message.payload)
 
     async def obey(self, message: Received[GroupCommand]) -> None:
-        """Merge or split as a person said, and publish that it is so. Raises Refused when the command makes no sense."""
+        """Do what a person said, or refuse it, and publish which. Raises Conflict when another replica wrote meanwhile."""
         command = message.payload
         async with self._locks.of(command.project):
-            fact = await (self._merge(command) if command.action == "merge" else self._split(command))
+            word, revision = await self._words.read(command.project, command.command_id)
+            if word is None:
+                word = await self._planned(command)
+                revision = await self._words.write(word, 0)
+            if word.done_at is None:
+                word = await self._finish(word, revision)
+            fact = _fact(command, word)
             outgoing = Outgoing(GROUPS_REGROUPED, fact, f"regroup-{command.command_id}", {"project": command.project}, about=fact.report_id)
             await self._bus.publish(outgoing)
-        log.info("reports_regrouped", project=command.project, report_id=fact.report_id, action=command.action, actor=command.actor)
+        REGROUPED.labels(command.action, "refused" if word.refused else "done").inc()
+        log.info(
+            "reports_regrouped", project=command.project, report_id=fact.report_id, action=command.action, actor=command.actor,
+            refused=word.refused,
+        )  # fmt: skip
 
-    async def _merge(self, command: GroupCommand) -> ReportsRegrouped:
-        project, gone = command.project, command.other_report_id
-        if gone is None:
-            raise Refused("a merge names two reports: report_id stays, other_report_id goes")
-        if gone == command.report_id:
-            raise Refused(f"report {gone} cannot be merged into itself")
-        stays = (await self._records.place(project, command.report_id, BEFORE_EVERYTHING, "")).report_id
-        last = (await self._records.place(project, gone, BEFORE_EVERYTHING, "")).report_id
+    async def _planned(self, command: GroupCommand) -> WordRecord:
+        """What the command is going to do; done at once where it is refused."""
+        try:
+            if command.action == "merge":
+                return await self._merge(command)
+            if command.action in ("split", "move"):
+                return await self._take_out(command)
+            if command.action == "never_together":
+                return await self._never_together(command)
+            return await self._undo(command)
+        except Refused as refusal:
+            other = command.other_report_id or command.report_id
+            return _word(command, other, command.report_id, refused=str(refusal)[:2_048], done_at=self._clock.now())
+
+    async def _merge(self, command: GroupCommand) -> WordRecord:
+        project, named = command.project, _other(command)
+        if named == command.report_id:
+            raise Refused(f"report {named} cannot be merged into itself")
+        stays, gone = await self._now(project, command.report_id), await self._now(project, named)
         if stays == gone:
-            raise Refused(f"report {command.report_id} was already merged into {gone}; merging them the other way round would be a circle")
-        if last != stays:
-            await self._records.merge(project, last, stays)
-        await self._index.move(project, gone, stays)
-        return _regrouped(command, stays, from_report_id=gone, signal_ids=None)
+            raise Refused(f"reports {command.report_id} and {named} are one already, {stays}; merging them would be a circle")
+        against = await self._never(project, stays, gone)
+        if against is not None:
+            raise Refused(f"{against.said}: undo that first, then merge {gone} into {stays}")
+        return _word(command, gone, stays)
 
-    async def _split(self, command: GroupCommand) -> ReportsRegrouped:
-        """Signals leave for a report of their own, and with them the fingerprints that they were the first of there."""
-        if not command.signal_ids:
-            raise Refused("a split names the signals that leave (signal_ids)")
-        project, leaving = command.project, set(command.signal_ids)
-        report_id = derived_id("split", project, command.command_id)
-        # As things stand: what was merged into the report is in it. The new one counts too, for the command may come a second time.
-        here = {(await self._records.place(project, command.report_id, BEFORE_EVERYTHING, "")).report_id, report_id}
-        moved = []
-        for owner, fingerprint in await self._records.fingerprint_keys():
-            if owner != project:
-                continue
+    async def _take_out(self, command: GroupCommand) -> WordRecord:
+        if not command.fingerprints and not command.signal_ids:
+            raise Refused(f"a {command.action} names what leaves: fingerprints, signal_ids or both")
+        project = command.project
+        source = await self._now(project, command.report_id)
+        if command.action == "move":
+            target = await self._now(project, _other(command))
+            if target == source:
+                raise Refused(f"reports {command.report_id} and {command.other_report_id} are one, {source}: nothing to move within it")
+        else:
+            target = derived_id("split", project, command.command_id)
+        moved: dict[str, Moved] = {}
+        for fingerprint in dict.fromkeys(command.fingerprints):
+            record = await self._records.fingerprint(project, fingerprint)
+            if record is not None and await self._now(project, record.report_id) == source:
+                counted_in = Exemplar.from_payload(record.exemplar).report_id
+                moved[fingerprint] = Moved(came_from=record.report_id, goes_to=target, was_counted_in=counted_in, is_counted_in=target)
+        elsewhere = len(set(command.fingerprints)) - len(moved)
+        if not moved and not command.signal_ids:
+            raise Refused(f"none of the {elsewhere} fingerprints named is in report {command.report_id}")
+        left_out = f"{elsewhere} of the fingerprints named are not in report {command.report_id} and stay" if elsewhere else ""
+        reason = "; ".join(part for part in (command.reason, left_out) if part)[:2_048]
+        return _word(command, source, target, moved=moved, reason=reason)
+
+    async def _never_together(self, command: GroupCommand) -> WordRecord:
+        project, other = command.project, _other(command)
+        if other == command.report_id:
+            raise Refused(f"never_together names two reports, and both are {other}")
+        one_now, other_now = await self._now(project, command.report_id), await self._now(project, other)
+        if one_now == other_now:
+            raise Refused(f"reports {command.report_id} and {other} are one by a merge, {one_now}: split it, or undo the merge first")
+        lines = [await self._records.line(project, report_id) for report_id in (command.report_id, other)]
+        if not lines[0].isdisjoint(lines[1]):
+            raise Refused(f"one of the reports {command.report_id} and {other} follows the other, which was resolved: they are one problem")
+        return _word(command, other, command.report_id)
+
+    async def _undo(self, command: GroupCommand) -> WordRecord:
+        project = command.project
+        if command.undoes is None:
+            raise Refused("an undo names the command that it takes back (undoes)")
+        word, _ = await self._words.read(project, command.undoes)
+        if word is None:
+            raise Refused(f"command {command.undoes} is not known here: only a word that was kept can be taken back")
+        if word.action == "undo":
+            raise Refused(f"command {command.undoes} is itself an undo; say again what it took back")
+        if word.refused:
+            raise Refused(f"command {command.undoes} was refused, so there is nothing to take back")
+        if word.undone_by is not None:
+            raise Refused(f"command {command.undoes} was taken back already, by command {word.undone_by}")
+        if word.action == "merge":
+            return await self._unmerge(command, word)
+        if word.action == "never_together":
+            return _word(command, word.source, word.target)
+        returns, there = await self._now(project, word.source), await self._now(project, word.target)
+        moved: dict[str, Moved] = {}
+        for fingerprint, was in word.moved.items():
             pointer = await self._records.pointer(project, fingerprint)
-            if pointer is None or pointer.signal_id not in leaving:
-                continue
-            # Only what is in the report that is split: a signal of another one is not this command's to move.
-            if (await self._records.place(project, pointer.report_id, BEFORE_EVERYTHING, "")).report_id in here:
-                exemplar = await self._records.repoint(project, fingerprint, report_id)
-                if exemplar is not None:
-                    moved.append(exemplar)
-        await self._index.assign(moved)
-        return _regrouped(command, report_id, from_report_id=command.report_id, signal_ids=command.signal_ids)
+            if pointer is not None and pointer.report_id == was.goes_to:  # a later word has not moved it on
+                # Where its report was a part of the one that was left and no longer is, all go to one place: so the fact can say which.
+                same = await self._now(project, was.came_from) == returns
+                home, counted_in = (was.came_from, was.was_counted_in) if same else (returns, returns)
+                moved[fingerprint] = Moved(came_from=was.goes_to, goes_to=home, was_counted_in=was.is_counted_in, is_counted_in=counted_in)
+        return _word(command, there, returns, moved=moved)
+
+    async def _unmerge(self, command: GroupCommand, word: WordRecord) -> WordRecord:
+        """Everything that came by the link goes back; what has joined since was decided for the report that stays, and stays."""
+        project = command.project
+        returning = []
+        for fingerprint, pointer in (await self._records.fingerprints_of(project)).items():
+            if word.source in await self._records.merged(project, pointer.report_id):
+                returning.append(fingerprint)
+        if len(returning) > FINGERPRINTS_PER_FACT_MAX:
+            raise Refused(f"{len(returning)} fingerprints would go back; at most {FINGERPRINTS_PER_FACT_MAX} can: split them off instead")
+        return _word(command, await self._now(project, word.target), word.source, returning=tuple(sorted(returning)))
+
+    async def _finish(self, word: WordRecord, revision: int) -> WordRecord:
+        """Do what was planned and record that it is done. Everything here may have been done before."""
+        if word.undone_by is not None:  # it went to the dead letters half done, was taken back, and comes from there
+            word = word.model_copy(update={"refused": f"command {word.undone_by} took it back before it was done"})
+        elif word.action == "merge":
+            await self._records.merge(word.project, word.source, word.target, word.command_id)
+            await self._index.move(word.project, word.source, word.target)
+        elif word.action in ("split", "move"):
+            await self._repoint(word)
+        elif word.action == "undo":
+            await self._take_back(word)
+        # Not the time of the command: what was decided until now may have been told of where it was, and nothing is after this.
+        word = word.model_copy(update={"done_at": self._clock.now()})
+        await self._words.write(word, revision)
+        return word
+
+    async def _take_back(self, undo: WordRecord) -> None:
+        assert undo.undoes is not None
+        word, revision = await self._words.read(undo.project, undo.undoes)
+        if word is None:
+            raise Refused(f"command {undo.undoes} was removed from the records while it was taken back")
+        if word.action == "merge":
+            await self._records.unmerge(undo.project, word.source, word.command_id)
+            await self._file(undo.project, undo.returning)
+        elif word.action in ("split", "move"):
+            await self._repoint(undo)
+        if word.undone_by is None:
+            await self._words.write(word.model_copy(update={"undone_by": undo.command_id}), revision)
+
+    async def _repoint(self, word: WordRecord) -> None:
+        slots = asyncio.Semaphore(READS_AT_ONCE)
+
+        async def repoint(fingerprint: str, moved: Moved) -> Exemplar | None:
+            async with slots:
+                return await self._records.repoint(word.project, fingerprint, moved.came_from, moved.goes_to, moved.is_counted_in)
+
+        results = await asyncio.gather(*(repoint(*item) for item in word.moved.items()), return_exceptions=True)
+        for result in results:  # all are over before the first failure goes up
+            if isinstance(result, BaseException):
+                raise result
+        await self._assign([result for result in results if isinstance(result, Exemplar)])
+
+    async def _file(self, project: str, fingerprints: Sequence[str]) -> None:
+        """Write to the index where these fingerprints are now."""
+        for start in range(0, len(fingerprints), REINDEX_AT_ONCE):
+            chunk = fingerprints[start : start + REINDEX_AT_ONCE]
+            records = await asyncio.gather(*(self._records.fingerprint(project, fingerprint) for fingerprint in chunk))
+            await self._assign([Exemplar.from_payload(record.exemplar) for record in records if record is not None])
+
+    async def _assign(self, exemplars: Sequence[Exemplar]) -> None:
+        if exemplars:
+            places = [await self._records.place(item.project, item.report_id, BEFORE_EVERYTHING, "") for item in exemplars]
+            await self._index.assign([item.in_report(place.counted) for item, place in zip(exemplars, places, strict=True)])
+
+    async def _now(self, project: str, report_id: str) -> str:
+        """The report that this one is now, merges followed."""
+        return (await self._records.place(project, report_id, BEFORE_EVERYTHING, "")).report_id
+
+    async def _never(self, project: str, one: str, other: str) -> Said | None:
+        standing = await self._words.standing(project, self._records)
+        if standing is None:
+            return None
+        lines = [await self._records.line(project, report_id) for report_id in (one, other)]
+        return standing.between(lines[0], lines[1], never=True)
 
 
-def _regrouped(command: GroupCommand, report_id: str, *, from_report_id: str, signal_ids: tuple[str, ...] | None) -> ReportsRegrouped:
+def _other(command: GroupCommand) -> str:
+    if command.other_report_id is None:
+        names = {"merge": "report_id stays, other_report_id goes", "move": "report_id is left, other_report_id is where to"}
+        raise Refused(f"a {command.action} names two reports: {names.get(command.action, 'report_id and other_report_id')}")
+    return command.other_report_id
+
+
+def _word(command: GroupCommand, source: str, target: str, **fields: Any) -> WordRecord:
+    said = {
+        "project": command.project, "command_id": command.command_id, "action": command.action, "source": source, "target": target,
+        "undoes": command.undoes, "actor": command.actor, "reason": command.reason, "at": command.at,
+    }  # fmt: skip
+    return WordRecord.model_validate(said | fields)
+
+
+def _fact(command: GroupCommand, word: WordRecord) -> ReportsRegrouped:
+    assert word.done_at is not None
+    moves = word.action in ("split", "move")
     return ReportsRegrouped(
-        project=command.project,
-        command_id=command.command_id,
-        action=command.action,
-        report_id=report_id,
-        from_report_id=from_report_id,
-        signal_ids=signal_ids,
-        actor=command.actor,
-        reason=command.reason,
-        at=command.at,
+        project=word.project,
+        command_id=word.command_id,
+        action=word.action,
+        report_id=word.target,
+        from_report_id=word.source,
+        signal_ids=None if word.action == "merge" else command.signal_ids if moves and not word.refused else (),
+        fingerprints=tuple(word.moved) or word.returning,
+        undoes=word.undoes,
+        refused=word.refused,
+        actor=word.actor,
+        reason=word.reason,
+        at=word.done_at,
     )
 
 

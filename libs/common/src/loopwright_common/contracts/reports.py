@@ -62,6 +62,8 @@ class GroupUpdated(Contract):
         return [self.model_copy(update={"signal": signal, "more": ()}) for signal in (self.signal, *self.more)]
 
 
+FINGERPRINTS_PER_FACT_MAX = 10_000  # of one report that is taken back from another; half a message
+
 RegroupAction = Literal["merge", "split", "move", "never_together", "undo"]
 
 
@@ -79,7 +81,7 @@ class ReportsRegrouped(Contract):
     report_id: Identifier
     from_report_id: Identifier
     signal_ids: tuple[Identifier, ...] | None = Field(default=None, max_length=10_000)  # None: all of them
-    fingerprints: tuple[Line, ...] = Field(default=(), max_length=1_000)
+    fingerprints: tuple[Line, ...] = Field(default=(), max_length=FINGERPRINTS_PER_FACT_MAX)
     undoes: Identifier | None = None
     refused: ShortText = ""  # why it was not done; nothing changed then
     actor: Line
