@@ -14,6 +14,7 @@ import uvicorn
 from loopwright_common.auth import hash_token
 from loopwright_common.contracts.configuration import CONFIG_BUCKET, ProjectConfig, ProjectKey, PublishedProject, Scope, ServiceConfig
 from loopwright_common.contracts.subjects import DEPLOYS, EXPOSURES, SIGNALS
+from loopwright_common.request_heads import BoundedHeads
 from loopwright_common.testing.clock import START
 from loopwright_common.testing.memory_bus import MemoryBus
 from loopwright_ingest.app import create_app
@@ -128,8 +129,9 @@ async def running(app):
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     config = uvicorn.Config(
-        app, log_config=None, access_log=False, server_header=False, proxy_headers=False, ws="none", timeout_graceful_shutdown=2
-    )
+        app, log_config=None, access_log=False, server_header=False, proxy_headers=False, ws="none", timeout_graceful_shutdown=2,
+        http=BoundedHeads,
+    )  # fmt: skip
     server = Server(config)
     task = asyncio.create_task(server.serve(sockets=[listener]))
     while not server.started:

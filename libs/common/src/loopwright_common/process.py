@@ -18,6 +18,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from loopwright_common import problems, telemetry
+from loopwright_common.request_heads import BoundedHeads
 from loopwright_common.settings import BadSetting, ServiceSettings, describe, load
 
 S = TypeVar("S", bound=ServiceSettings)
@@ -70,7 +71,7 @@ def serve(name: str, settings: ServiceSettings, app: FastAPI) -> None:
         server_header=False,
         date_header=True,
         proxy_headers=False,
-        h11_max_incomplete_event_size=64 * 1024,
+        http=BoundedHeads,
         timeout_graceful_shutdown=max(1, int(settings.drain_seconds)),
         ws="none",
     )
