@@ -11,12 +11,13 @@ from loopwright_common.contracts.investigations import Cost, Investigation
 from loopwright_common.contracts.measurements import Measurement, MeasurementStarted
 from loopwright_common.contracts.reports import GroupingDecision, ReportState
 from loopwright_common.contracts.signals import Deploy, Exposure, Signal
-from sqlalchemy import Table, delete, func, select, update
+from sqlalchemy import Table, case, delete, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from loopwright_gateway.adapters import tables as t
 from loopwright_gateway.domain import priority_rank
+from loopwright_gateway.promotion import MinuteWeight
 from loopwright_gateway.records import RELEASES_MAX, ChangeRecord, OutboxItem, Report, SeenSignal, TimelineEntry
 
 FIRST_EXAMPLES = 10
@@ -230,6 +231,18 @@ class SqlUnit:
             (Signal.model_validate_json(signal), GroupingDecision.model_validate_json(decision))
             for _, _, signal, decision in sorted(ordered)[:limit]
         ]
+
+    async def minute_weights(self, report_id: str, kinds: Sequence[str]) -> list[MinuteWeight]:
+        """What the counted signals of these kinds weigh, per minute and kind, in the order of time."""
+        c = t.signals_seen.c
+        statement = (
+            select(c.minute, c.kind, func.sum(c.weight), func.sum(case((c.backfill, 0), else_=1)))
+            .where(c.report_id == report_id, c.kind.in_(kinds), c.counted)
+            .group_by(c.minute, c.kind)
+            .order_by(c.minute, c.kind)
+        )
+        rows = (await self._connection.execute(statement)).all()
+        return [MinuteWeight(t.from_instant(minute), kind, float(weight), int(live)) for minute, kind, weight, live in rows]
 
     async def seen_of(self, report_id: str, signal_ids: Sequence[str]) -> list[SeenSignal]:
         found: list[SeenSignal] = []
