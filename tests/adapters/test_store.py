@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from loopwright_gateway.adapters.inbox import Inbox
 from loopwright_gateway.adapters.store import SqlStore
 from loopwright_gateway.migrate import migrate
 from loopwright_gateway.ports import ReportQuery
+from loopwright_gateway.promotion import MinuteWeight
 from loopwright_gateway.records import ChangeRecord, OutboxItem, Report, SeenSignal, TimelineEntry
 from sqlalchemy import inspect, text
 
@@ -224,6 +226,24 @@ async def test_counts_add_up_per_minute_release_and_environment(store: SqlStore)
     assert [item.count for item in counts] == [5]
     assert (await store.rates("shop", "r1", [], "", *window, 1))[2]
     assert (await store.rates("shop", "r1", [], "", START + timedelta(minutes=1), START + timedelta(minutes=2), 10))[0] == []
+
+
+async def test_what_signals_weigh_is_told_per_minute_and_kind_in_the_order_of_time(store: SqlStore) -> None:
+    def weighing(id: str, minutes: int, kind: str, weight: float, **more: Any) -> SeenSignal:
+        return replace(seen(id), minute=START + timedelta(minutes=minutes), kind=kind, weight=weight, **more)
+
+    async with store.transaction() as unit:
+        signals = [
+            weighing("s1", 5, "exception", 1.0), weighing("s2", 5, "exception", 0.5, backfill=True), weighing("s3", -5, "ticket", 2.0),
+            weighing("s4", 5, "ticket", 2.0), weighing("s5", 5, "log", 9.0), weighing("s6", 5, "ticket", 9.0, counted=False),
+            weighing("s7", 5, "ticket", 9.0, report_id="r2"),
+        ]  # fmt: skip
+        await unit.remember(signals, START)
+        before, after = START - timedelta(minutes=5), START + timedelta(minutes=5)
+        assert await unit.minute_weights("r1", ["exception", "ticket"]) == [
+            MinuteWeight(before, "ticket", 2.0, 1), MinuteWeight(after, "exception", 1.5, 1), MinuteWeight(after, "ticket", 2.0, 1),
+        ]  # fmt: skip
+        assert await unit.minute_weights("r1", []) == []
 
 
 async def test_exposure_ids_count_once(store: SqlStore) -> None:

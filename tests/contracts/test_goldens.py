@@ -45,6 +45,8 @@ SAID = {
     "reverts": "c0ffee" * 6 + "beef",
     "repository": "name",  # the one that is declared beside it
     "source": "http",
+    "kind_weights": {"log": 0.5},
+    "half_life": timedelta(hours=1),
 }
 
 

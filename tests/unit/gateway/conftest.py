@@ -37,7 +37,7 @@ class Gateway:
         self.config: dict[str, Any] = {"promotion": {"group_wait": 0}}
         self.facts = Facts(store, self.project, clock)
         self.people = People(store, self.project, clock)
-        self.inbox = Inbox(store)
+        self.inbox = Inbox(store, self.project)
         self._handlers = handlers(self.facts)
 
     def project(self, name: str) -> ProjectConfig:

@@ -12,7 +12,8 @@ from loopwright_common.contracts.configuration import Promotion
 from loopwright_common.contracts.reports import DismissReason, ReportState
 from loopwright_common.errors import LoopwrightError
 from loopwright_common.testing.clock import START
-from loopwright_gateway.domain import FOLLOWS, OPEN_WORK, Action, Facts, IllegalTransition, actions, check, promote, waits_for
+from loopwright_gateway.domain import FOLLOWS, OPEN_WORK, Action, Facts, IllegalTransition, actions, check, waits_for
+from loopwright_gateway.promotion import Gathered, promote
 
 
 def test_every_state_can_be_reached_from_gathering() -> None:
@@ -54,12 +55,12 @@ def test_every_action_that_is_offered_leads_where_the_table_allows(state: Report
 def test_history_alone_never_promotes_and_a_burst_is_waited_for() -> None:
     promotion = Promotion.model_validate({"minimum_weight": 2, "group_wait": 30})
     arguments: dict[str, Any] = {"opened_at": START, "now": START}
-    assert not promote(promotion, weight=99, live_signals=0, **arguments).ready
-    assert promote(promotion, weight=1, live_signals=1, **arguments).at is None
-    early = promote(promotion, weight=2, live_signals=1, **arguments)
+    assert not promote(promotion, Gathered(99, 9, 0, live=0), **arguments).ready
+    assert promote(promotion, Gathered(1, 1, 0, live=1), **arguments).at is None
+    early = promote(promotion, Gathered(2, 2, 0, live=1), **arguments)
     assert not early.ready
     assert early.at == START + promotion.group_wait
-    assert promote(promotion, weight=2, live_signals=1, opened_at=START, now=early.at).ready
+    assert promote(promotion, Gathered(2, 2, 0, live=1), opened_at=START, now=early.at).ready
 
 
 def test_a_report_that_needs_input_says_which() -> None:

@@ -48,7 +48,7 @@ class Service:
         self.people = People(store, self.catalogue.get, clock)
         self.facts = Facts(store, self.catalogue.get, clock)
         self.dispatcher = Dispatcher(store, bus)
-        self.inbox = Inbox(store)
+        self.inbox = Inbox(store, self.catalogue.get)
         self._tasks: list[asyncio.Task[None]] = []
 
     def parts(self) -> Parts:

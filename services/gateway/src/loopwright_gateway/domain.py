@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
 from enum import StrEnum
 
-from loopwright_common.contracts.configuration import Promotion
 from loopwright_common.contracts.investigations import InvestigationVerdict
 from loopwright_common.contracts.reports import ReportState
 
@@ -120,28 +118,6 @@ def waits_for(state: ReportState, question: str, reason: str) -> str:
         S.INCONCLUSIVE: "you: the numbers do not say",
     }
     return words.get(state, "")
-
-
-@dataclass(frozen=True)
-class PromotionDecision:
-    """Whether a report is ready to be investigated, and why; ``at`` when only time is missing."""
-
-    ready: bool
-    reason: str
-    at: datetime | None = None
-
-
-def promote(promotion: Promotion, *, weight: float, live_signals: int, opened_at: datetime, now: datetime) -> PromotionDecision:
-    """Whether a gathering report is ready. Backfill counts towards the weight but never promotes by itself."""
-    if live_signals == 0:
-        return PromotionDecision(False, "only history that was loaded: it waits for a live signal")
-    if weight < promotion.minimum_weight:
-        return PromotionDecision(False, f"weight {weight:g} is below {promotion.minimum_weight:g}")
-    due = opened_at + promotion.group_wait
-    if now < due:
-        return PromotionDecision(False, f"a burst may still gather for {(due - now).total_seconds():.0f} s", due)
-    waited = promotion.group_wait / timedelta(seconds=1)
-    return PromotionDecision(True, f"weight {weight:g} reached {promotion.minimum_weight:g} and {waited:g} s were left for a burst")
 
 
 def state_after_investigation(verdict: InvestigationVerdict) -> ReportState:

@@ -12,7 +12,7 @@ from typing import Any
 from loopwright_common.bus import Timer
 from loopwright_common.contracts.base import Contract
 from loopwright_common.contracts.changes import ChangeRequested
-from loopwright_common.contracts.configuration import ProjectConfig
+from loopwright_common.contracts.configuration import ProjectConfig, Promotion
 from loopwright_common.contracts.investigations import Investigation
 from loopwright_common.contracts.reports import (
     EXAMPLES_MAX,
@@ -29,7 +29,8 @@ from loopwright_common.identifiers import derived_id
 from loopwright_common.metrics import observe_stage
 
 from loopwright_gateway import metrics
-from loopwright_gateway.domain import IllegalTransition, check, promote
+from loopwright_gateway import promotion as rules
+from loopwright_gateway.domain import IllegalTransition, check
 from loopwright_gateway.policy import Load, PolicyDecision, decide
 from loopwright_gateway.ports import Unit
 from loopwright_gateway.records import ChangeRecord, OutboxItem, Report, TimelineEntry
@@ -145,11 +146,25 @@ async def consider_promotion(unit: Unit, report: Report, project: ProjectConfig,
     """Makes a gathering report ready when it is, or sets the timer for when only time is missing."""
     if report.state is not ReportState.GATHERING:
         return
-    decision = promote(project.promotion, weight=report.weight, live_signals=report.live_count, opened_at=report.opened_at, now=now)
+    decision = await promotion_of(unit, report, project.promotion, now)
     if decision.ready:
         await ask_for_investigation(unit, report, POLICY, decision.reason, now)
     elif decision.at is not None:
         await set_timer(unit, "promote", report.id, decision.at)
+
+
+async def promotion_of(unit: Unit, report: Report, promotion: Promotion, now: datetime, *, exact: bool = False) -> rules.PromotionDecision:
+    """Whether a gathering report is ready, and what is missing.
+
+    A flood does not pay for reading its signals again: where even the most that the totals allow is not enough, that is the answer, with
+    the weight as an upper bound. ``exact`` is for a person who reads the figures.
+    """
+    totals = rules.Totals(report.kinds, report.weight, report.live_count, report.people_count)
+    gathered, known = rules.from_totals(promotion, totals)
+    if not known and (exact or all(part.reached for part in rules.parts_of(promotion, gathered))):
+        minutes = await unit.minute_weights(report.id, rules.kinds_that_count(promotion, report.kinds))
+        gathered = rules.from_minutes(promotion, totals, minutes)
+    return rules.promote(promotion, gathered, opened_at=report.opened_at, now=now)
 
 
 async def ask_for_investigation(unit: Unit, report: Report, actor: str, reason: str, now: datetime) -> None:

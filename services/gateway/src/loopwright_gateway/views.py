@@ -89,6 +89,23 @@ class ChangeView(View):
     cost: Cost = Cost()
 
 
+class PromotionPart(View):
+    """One thing that a gathering report needs, and how much of it there is."""
+
+    name: Literal["live_signals", "weight", "signals", "people"]
+    value: float
+    needed: float
+
+
+class PromotionView(View):
+    """How far a gathering report is from being looked into."""
+
+    ready: bool = Field(description="Nothing is missing: only where the configuration changed since the last signal.")
+    reason: str
+    parts: list[PromotionPart]
+    at: datetime | None = Field(description="When it becomes ready, where only time is missing.")
+
+
 class ReportDetail(ReportRow):
     """A report with everything known of it."""
 
@@ -100,6 +117,7 @@ class ReportDetail(ReportRow):
     merged_into: str | None
     recurrences: list[str]
     snoozed_until: datetime | None
+    promotion: PromotionView | None = Field(description="While it gathers; its timeline keeps the figures it became ready with.")
     investigation: Investigation | None
     change: ChangeView | None
     measurement: Measurement | None

@@ -57,10 +57,28 @@ class ServiceConfig(Input):
 
 
 class Promotion(Input):
-    """When a report is ready to be investigated."""
+    """When a report is ready to be investigated: all of the minima are reached, and a burst had its time to gather."""
 
-    minimum_weight: float = Field(default=1.0, ge=0.0)  # sum of its signals' weights
+    minimum_weight: float = Field(default=1.0, ge=0.0)  # sum of its signals' weights, each times its kind's, and of its people's
+    kind_weights: dict[SignalKind, Annotated[float, Field(ge=0.0, le=1_000.0, allow_inf_nan=False)]] = Field(default_factory=dict)  # 1 else
+    minimum_count: int = Field(default=1, ge=1, le=1_000_000)  # signals of kinds whose weight is not 0
+    half_life: timedelta | None = Field(default=None, ge=timedelta(minutes=1), le=timedelta(days=90))  # None: signals never lose weight
+    minimum_people: int = Field(default=0, ge=0, le=1_000_000)  # distinct people among its signals
+    people_weight: float = Field(default=0.0, ge=0.0, le=1_000.0, allow_inf_nan=False)  # for each of them, beside the signals' own
     group_wait: timedelta = Field(default=timedelta(seconds=30), ge=timedelta(0), le=timedelta(days=1))  # lets a burst gather
+
+    @field_validator("kind_weights")
+    @classmethod
+    def _some_kind_counts(cls, weights: dict[SignalKind, float]) -> dict[SignalKind, float]:
+        if SignalKind.MEASUREMENT in weights:
+            raise ValueError("a measurement is a verdict coming back: it is never counted, so it has no weight")
+        if all(weights.get(kind, 1.0) == 0.0 for kind in SignalKind if kind is not SignalKind.MEASUREMENT):
+            raise ValueError("every kind has the weight 0, so that nothing would ever be investigated; leave one, or set policy.mode")
+        return weights
+
+    def kind_weight(self, kind: str) -> float:
+        """What one signal of this kind counts, before its own weight."""
+        return next((weight for known, weight in self.kind_weights.items() if known.value == kind), 1.0)
 
 
 class Policy(Input):

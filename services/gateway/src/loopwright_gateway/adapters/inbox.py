@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from loopwright_common.contracts.changes import Change
+from loopwright_common.contracts.configuration import ProjectConfig
 from loopwright_common.contracts.investigations import Cost
 from loopwright_common.contracts.measurements import Measurement, MeasurementStarted
 from loopwright_common.contracts.reports import GroupingDecision, ReportState
@@ -21,13 +22,18 @@ from loopwright_gateway.adapters import tables as t
 from loopwright_gateway.adapters.store import SqlStore
 from loopwright_gateway.adapters.unit import SqlUnit, change_of, report_of
 from loopwright_gateway.domain import WAITS_FOR_PERSON, actions, priority_rank, waits_for
+from loopwright_gateway.handlers import ProjectOf
+from loopwright_gateway.life import promotion_of
 from loopwright_gateway.people import facts_of
 from loopwright_gateway.ports import ReportQuery
+from loopwright_gateway.promotion import PromotionDecision
 from loopwright_gateway.records import ChangeRecord, Report, StreamEvent
 from loopwright_gateway.views import (
     ChangeView,
     DeployMark,
     Explanation,
+    PromotionPart,
+    PromotionView,
     ReportDetail,
     ReportRow,
     StageUsage,
@@ -59,8 +65,9 @@ ORDERS: dict[str, _Order] = {
 class Inbox:
     """Implements ports.Inbox."""
 
-    def __init__(self, store: SqlStore) -> None:
+    def __init__(self, store: SqlStore, project_of: ProjectOf | None = None) -> None:
         self._store = store
+        self._project_of = project_of or (lambda _: None)
 
     async def reports(self, query: ReportQuery, now: datetime) -> tuple[list[ReportRow], list[Any] | None, int]:
         """A page of rows, where the next one begins, and how many match."""
@@ -82,7 +89,13 @@ class Inbox:
         start = now.replace(minute=0, second=0, microsecond=0) - timedelta(hours=HOURS - 1)
         buckets = await _buckets(connection, [report.id for report in reports], start)
         deploys = await _deploys(connection, reports, start)
-        return [_row(report, buckets[report.id], deploys[report.id]) for report in reports]
+        rows = [_row(report, buckets[report.id], deploys[report.id]) for report in reports]
+        unit = SqlUnit(connection)
+        for index, report in enumerate(reports):
+            decision = await self._promotion(unit, report, now)
+            if decision is not None and decision.waits_for:
+                rows[index] = rows[index].model_copy(update={"waits_for": decision.waits_for})
+        return rows
 
     async def report(self, report_id: str, now: datetime) -> ReportDetail | None:
         async with self._store.read() as connection:
@@ -91,6 +104,7 @@ class Inbox:
             if report is None:
                 return None
             (row,) = await self._rows(connection, [report], now)
+            promotion = await self._promotion(unit, report, now)
             change = await unit.latest_change(report_id)
             m = t.measurements.c
             measured = (
@@ -107,11 +121,18 @@ class Inbox:
                 merged_into=report.merged_into,
                 recurrences=list(back),
                 snoozed_until=report.snoozed_until,
+                promotion=promotion_view(promotion) if promotion else None,
                 investigation=await unit.investigation(report_id),
                 change=change_view(change) if change else None,
                 measurement=Measurement.model_validate_json(measured[1]) if measured and measured[1] else None,
                 measurement_started=MeasurementStarted.model_validate_json(measured[0]) if measured and measured[0] else None,
             )
+
+    async def _promotion(self, unit: SqlUnit, report: Report, now: datetime) -> PromotionDecision | None:
+        if report.state is not ReportState.GATHERING:
+            return None
+        project = self._project_of(report.project) or ProjectConfig(name=report.project)
+        return await promotion_of(unit, report, project.promotion, now, exact=True)
 
     async def timeline(self, report_id: str, after: int, limit: int) -> list[TimelineItem]:
         c = t.timeline.c
@@ -316,6 +337,12 @@ def _row(report: Report, buckets: list[int], deploys: list[DeployMark]) -> Repor
         recurrence_of=report.recurrence_of,
         version=report.version,
     )
+
+
+def promotion_view(decision: PromotionDecision) -> PromotionView:
+    """What a gathering report has and needs, as the API shows it."""
+    parts = [PromotionPart.model_validate({"name": part.name, "value": part.value, "needed": part.needed}) for part in decision.parts]
+    return PromotionView(ready=decision.ready, reason=decision.reason, parts=parts, at=decision.at)
 
 
 def change_view(record: ChangeRecord) -> ChangeView:
