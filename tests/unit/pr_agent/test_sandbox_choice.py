@@ -9,6 +9,7 @@ from loopwright_common.clock import SystemClock
 from loopwright_common.settings import BadSetting, load
 from loopwright_common.testing.memory_bus import Broker, MemoryBus
 from loopwright_pr_agent.app import Service
+from loopwright_pr_agent.sandbox import detect
 from loopwright_pr_agent.sandbox.kubernetes import service
 from loopwright_pr_agent.sandbox.kubernetes.service import is_wanted, job_settings
 from loopwright_pr_agent.settings import PrAgentSettings
@@ -100,3 +101,72 @@ async def test_kubernetes_by_name_never_falls_back_and_is_looked_for_again(tmp_p
     assert made.sandbox_status().isolation == "kubernetes"
     await made.stop(timedelta(0))
     cluster.close()
+
+
+# What `python -m loopwright_pr_agent.sandbox.detect` says of a cluster
+
+
+@pytest.fixture
+def cluster():
+    made = FakeCluster()
+    yield made
+    made.close()
+
+
+def set_up(monkeypatch, **more):
+    for name, value in (CLUSTER | more).items():
+        monkeypatch.setenv(f"LOOPWRIGHT_PR_AGENT_{name.upper()}", value)
+
+
+def test_detect_says_that_jobs_hold_in_a_cluster_and_makes_none(monkeypatch, capsys, cluster):
+    set_up(monkeypatch, sandbox_runtime_class="gvisor")
+    assert detect.main(["kubernetes"], cluster) == 0
+    said = capsys.readouterr()
+    assert said.out.startswith("kubernetes+gvisor: holds: Jobs in sandboxes of sandbox:1; the image is named by a tag")
+    assert (said.err, cluster.created) == ("", [])
+
+
+@pytest.mark.parametrize(
+    ("forbidden", "more", "told"),
+    [
+        ({("create", "jobs")}, {}, "pr-agent may not create jobs in the namespace sandboxes; give its ServiceAccount the Role"),
+        (set(), {"sandbox_image": ""}, "LOOPWRIGHT_PR_AGENT_SANDBOX_IMAGE is not set; Jobs need it."),
+        (set(), {"broker_url": "http://nowhere.invalid:8414"}, "nowhere.invalid (LOOPWRIGHT_PR_AGENT_BROKER_URL) cannot be resolved"),
+    ],
+)
+def test_detect_says_what_is_missing_in_a_cluster(monkeypatch, capsys, cluster, forbidden, more, told):
+    set_up(monkeypatch, **more)
+    cluster.forbidden = forbidden
+    assert detect.main(["kubernetes"], cluster) == 1
+    said = capsys.readouterr()
+    assert said.err.startswith("kubernetes: does not hold: ")
+    assert told in said.err
+    assert said.out == ""
+
+
+def test_detect_says_that_there_is_no_way_to_a_cluster(monkeypatch, capsys, tmp_path):
+    set_up(monkeypatch)
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    assert detect.main(["kubernetes"]) == 1
+    assert "there is no way to a cluster" in capsys.readouterr().err
+
+
+def test_detect_looks_at_host_and_cluster_where_there_are_settings_for_one(monkeypatch, capsys, cluster):
+    async def only_landlock(choice="auto"):
+        return None, [detect.Finding("bubblewrap", False, "not installed"), detect.Finding("landlock", True, "files")]
+
+    monkeypatch.setattr(detect, "choose", only_landlock)
+    assert detect.main([], cluster) == 0
+    assert "kubernetes" not in capsys.readouterr().out
+    set_up(monkeypatch)
+    cluster.forbidden = {("get", "pods/log")}
+    assert detect.main(["auto"], cluster) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["landlock", "bubblewrap", "kubernetes"]
+    assert "get pods/log" in lines[2]
+
+
+def test_detect_names_a_setting_that_cannot_be_used(monkeypatch, capsys, cluster):
+    set_up(monkeypatch, sandbox_namespace="Not_A_Name")
+    assert detect.main(["kubernetes"], cluster) == 2
+    assert "LOOPWRIGHT_PR_AGENT_SANDBOX_NAMESPACE" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """Which isolation holds on this host, found by really running a hostile little program in each.
 
-``python -m loopwright_pr_agent.sandbox.detect`` prints it; exit 0 when one holds, 1 with the remedy when none does.
+``python -m loopwright_pr_agent.sandbox.detect`` prints it, and what is found in a cluster where the settings lead to one: there the rights
+and a Job are checked, and nothing is run. Exit 0 when one holds, 1 with the remedy when none does, 2 with settings that cannot be used.
 """
 
 from __future__ import annotations
@@ -9,16 +10,24 @@ import argparse
 import asyncio
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+from loopwright_common.clock import SystemClock
+from loopwright_common.settings import BadSetting, load
 
 from loopwright_pr_agent.sandbox import seccomp
 from loopwright_pr_agent.sandbox.bubblewrap import BubblewrapSandbox, interpreter
 from loopwright_pr_agent.sandbox.landlock import LandlockSandbox
 from loopwright_pr_agent.sandbox.port import MIB, Limits, NoSandbox, RunRequest, Sandbox, SandboxError
+from loopwright_pr_agent.settings import PrAgentSettings
 
-Choice = Literal["auto", "bubblewrap", "landlock"]  # of this host; a cluster is not looked for here
+if TYPE_CHECKING:
+    from loopwright_pr_agent.sandbox.kubernetes.api import JobsApi
+
+Choice = Literal["auto", "bubblewrap", "landlock"]  # of this host
 REMEDY = (
     "Install bubblewrap (Debian, Ubuntu: apt install bubblewrap; Fedora: dnf install bubblewrap) and allow user namespaces "
     "(sysctl kernel.unprivileged_userns_clone=1 or kernel.apparmor_restrict_unprivileged_userns=0; in a container: "
@@ -101,18 +110,45 @@ async def choose(choice: Choice = "auto") -> tuple[Sandbox, list[Finding]]:
     raise NoSandbox(f"No sandbox holds on this host, so no code is run. {reasons} {REMEDY}")
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m loopwright_pr_agent.sandbox.detect", description="Which sandbox holds on this host.")
-    parser.add_argument("sandbox", nargs="?", choices=("auto", "bubblewrap", "landlock"), default="auto")
-    arguments = parser.parse_args()
+async def find_in_cluster(settings: PrAgentSettings, api: JobsApi | None = None) -> Finding:
+    """What a cluster says of Jobs by these settings."""
+    from loopwright_pr_agent.sandbox.kubernetes.service import look  # the broker and its web server: a host's sandbox needs none of it
+
     try:
-        _, findings = asyncio.run(choose(arguments.sandbox))
-    except NoSandbox as error:
+        isolation, facts = await look(settings, SystemClock(), api)
+    except SandboxError as error:
+        return Finding("kubernetes", False, str(error))
+    return Finding(isolation, True, facts)
+
+
+async def find_all(choice: Choice | Literal["kubernetes"], settings: PrAgentSettings, api: JobsApi | None = None) -> list[Finding]:
+    """What was found of each isolation that the choice allows, those that hold first. Of a cluster, where there are settings for one."""
+    found: list[Finding] = []
+    if choice != "kubernetes":
+        try:
+            found = (await choose(choice))[1]
+        except NoSandbox as error:
+            found = [Finding("this host", False, str(error))]
+    if choice == "kubernetes" or (choice == "auto" and settings.sandbox_namespace):
+        found.append(await find_in_cluster(settings, api))
+    return sorted(found, key=lambda finding: not finding.holds)
+
+
+def main(argv: Sequence[str] | None = None, api: JobsApi | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m loopwright_pr_agent.sandbox.detect", description="Which sandbox holds on this host.")
+    parser.add_argument("sandbox", nargs="?", choices=("auto", "bubblewrap", "landlock", "kubernetes"), default="auto")
+    choice = parser.parse_args(argv).sandbox
+    try:
+        settings = load(PrAgentSettings)
+    except BadSetting as error:
         print(error, file=sys.stderr)
-        return 1
+        return 2
+    findings = asyncio.run(find_all(choice, settings, api))
+    holds = any(finding.holds for finding in findings)
     for finding in findings:
-        print(f"{finding.isolation}: {'holds' if finding.holds else 'does not hold'}: {finding.reason}")
-    return 0
+        line = f"{finding.isolation}: {'holds' if finding.holds else 'does not hold'}: {finding.reason}"
+        print(line, file=sys.stdout if holds else sys.stderr)
+    return 0 if holds else 1
 
 
 if __name__ == "__main__":

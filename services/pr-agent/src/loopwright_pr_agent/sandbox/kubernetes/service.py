@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from dataclasses import dataclass
+from typing import Any
 
 import structlog
 from loopwright_common.bus import Bus
@@ -15,7 +17,7 @@ from loopwright_common.spending import BucketSpending
 from loopwright_pr_agent.broker.api import BrokerServer, broker_app
 from loopwright_pr_agent.broker.records import BUCKET, RunRecords
 from loopwright_pr_agent.broker.runs import Runs
-from loopwright_pr_agent.broker.tokens import open_tokens
+from loopwright_pr_agent.broker.tokens import SECRET_BYTES, Tokens, open_tokens
 from loopwright_pr_agent.sandbox.kubernetes.api import SERVICE_ACCOUNT_TOKEN, ApiRefused, ApiUnreachable, ClusterApi, JobsApi
 from loopwright_pr_agent.sandbox.kubernetes.jobs import JobOptions, KubernetesSandbox
 from loopwright_pr_agent.sandbox.kubernetes.manifest import JobSettings
@@ -24,6 +26,7 @@ from loopwright_pr_agent.settings import PrAgentSettings
 
 SPENDING_BUCKET = "pr-agent-spending"
 ROLE = "coding"
+NEEDED = ("sandbox_namespace", "sandbox_image", "broker_url")
 SWEEP_SECONDS = 3_600.0
 
 log = structlog.get_logger()
@@ -33,7 +36,7 @@ def is_wanted(settings: PrAgentSettings) -> bool:
     """Whether Jobs are to be tried: when they are asked for by name, and in a pod where everything is set that they need."""
     if settings.sandbox == "kubernetes":
         return True
-    is_set = bool(settings.sandbox_namespace and settings.sandbox_image and settings.broker_url)
+    is_set = all(getattr(settings, name) for name in NEEDED)
     return settings.sandbox == "auto" and is_set and SERVICE_ACCOUNT_TOKEN.exists()
 
 
@@ -49,9 +52,7 @@ class ClusterSandbox:
     @classmethod
     async def start(cls, settings: PrAgentSettings, bus: Bus, clock: Clock, api: JobsApi | None = None) -> ClusterSandbox:
         """The broker listens from here on. Raises NoSandbox for settings that cannot do, SandboxBroken without a way to a cluster."""
-        for name in ("sandbox_namespace", "sandbox_image", "broker_url"):
-            if not getattr(settings, name):
-                raise NoSandbox(f"LOOPWRIGHT_PR_AGENT_{name.upper()} is not set; Jobs need it.")
+        _check_set(settings)
         cluster: JobsApi = api if api is not None else await asyncio.to_thread(ClusterApi.connect, settings.sandbox_namespace)
         bucket = await bus.key_value(BUCKET)
         tokens = await open_tokens(settings.broker_secret.get_secret_value(), bucket)
@@ -64,15 +65,7 @@ class ClusterSandbox:
             await server.start()
         except (OSError, TimeoutError) as error:
             raise NoSandbox(f"The broker cannot listen on {settings.broker_host}:{settings.broker_port}: {error}") from error
-        options = JobOptions(
-            broker_url=settings.broker_url,
-            work_dir=(settings.work_dir / "bundles").absolute(),
-            concurrency=settings.concurrency,
-            pending_seconds_max=settings.sandbox_pending_seconds_max,
-            bundle_bytes_max=settings.sandbox_bundle_bytes_max,
-            model_seconds=settings.model_seconds_max + 5.0,
-        )
-        return cls(KubernetesSandbox(cluster, job_settings(settings), runs, options, clock), server, model)
+        return cls(KubernetesSandbox(cluster, job_settings(settings), runs, _options(settings), clock), server, model)
 
     async def check(self) -> str:
         """What holds; the first time it does, Jobs that nobody owns are taken away. Raises NoSandbox, SandboxBroken."""
@@ -104,6 +97,39 @@ class ClusterSandbox:
         self.sandbox.close()
         if self._model is not None:
             await self._model.close()
+
+
+async def look(settings: PrAgentSettings, clock: Clock, api: JobsApi | None = None) -> tuple[str, str]:
+    """The isolation that Jobs would have with these settings, and what was found of it; nothing is run, and no bus is needed.
+
+    The cluster is asked about the account's rights, and to check a Job and its pod without making them. Raises NoSandbox, SandboxBroken.
+    """
+    _check_set(settings)
+    cluster: JobsApi = api if api is not None else await asyncio.to_thread(ClusterApi.connect, settings.sandbox_namespace)
+    no_bucket: Any = None  # of runs that are kept there are none
+    runs = Runs(RunRecords(no_bucket), Tokens(secrets.token_bytes(SECRET_BYTES)), clock)
+    sandbox = KubernetesSandbox(cluster, job_settings(settings), runs, _options(settings), clock)
+    try:
+        return sandbox.isolation, await sandbox.probe()
+    finally:
+        sandbox.close()
+
+
+def _check_set(settings: PrAgentSettings) -> None:
+    for name in NEEDED:
+        if not getattr(settings, name):
+            raise NoSandbox(f"LOOPWRIGHT_PR_AGENT_{name.upper()} is not set; Jobs need it.")
+
+
+def _options(settings: PrAgentSettings) -> JobOptions:
+    return JobOptions(
+        broker_url=settings.broker_url,
+        work_dir=(settings.work_dir / "bundles").absolute(),
+        concurrency=settings.concurrency,
+        pending_seconds_max=settings.sandbox_pending_seconds_max,
+        bundle_bytes_max=settings.sandbox_bundle_bytes_max,
+        model_seconds=settings.model_seconds_max + 5.0,
+    )
 
 
 def job_settings(settings: PrAgentSettings) -> JobSettings:
