@@ -254,6 +254,17 @@ def test_every_answer_carries_the_security_headers(gateway: Running, admin: http
         assert admin.get(path).status_code == 404
 
 
+@pytest.mark.parametrize("path", ["/v1/reports", "/v1/session", "/", "/healthz"])
+def test_no_page_of_another_site_may_read_or_ask_leave(gateway: Running, admin: httpx.Client, path: str) -> None:
+    elsewhere = {"Origin": "https://elsewhere.example"}
+    answers = [
+        admin.get(path, headers=elsewhere),
+        admin.request("OPTIONS", path, headers={**elsewhere, "Access-Control-Request-Method": "POST"}),
+    ]
+    assert not [name for answer in answers for name in answer.headers if name.startswith("access-control-")]
+    assert answers[1].status_code >= 400
+
+
 # Reports
 
 
@@ -281,7 +292,7 @@ def test_a_report_tells_what_its_row_tells_and_more(gateway: Running, admin: htt
     assert {key: shown[key] for key in row} == row
     assert sum(row["sparkline"]) == 3
     assert len(row["sparkline"]) == 24
-    explained = admin.get("/v1/reports/r1/explain").json()
+    explained = admin.get("/v1/reports/r1/explain").json()["items"]
     assert {item["decision"]["reason"] for item in explained} == {"the first of its kind"}
     assert sum(item["count"] for item in admin.get("/v1/reports/r1/rates").json()["signals"]) == 3
 

@@ -17,6 +17,7 @@ from loopwright_common.projects import Projects
 from loopwright_ingest import api
 from loopwright_ingest.adapters.http_prober import HttpProber
 from loopwright_ingest.admission import Admission
+from loopwright_ingest.any_origin import AnyOrigin
 from loopwright_ingest.gather import Gatherer
 from loopwright_ingest.handlers import Intake
 from loopwright_ingest.probes import Probes
@@ -64,6 +65,7 @@ def create_app(settings: IngestSettings, *, bus: Bus | None = None, clock: Clock
 
     app = service_app(SERVICE, "Loopwright ingest", lifespan, readiness, body_bytes_max=settings.body_bytes_max)
     app.include_router(api.router)
+    app.add_middleware(AnyOrigin)
     app.openapi = lambda: _described(app)  # type: ignore[method-assign]
     return app
 
