@@ -153,4 +153,5 @@ async def test_a_shadow_is_compared_once_for_each_new_fingerprint(new_flow):
     flow = await new_flow(lambda: Judging(shadow="v1", adjudicator=Knows(about)))
     facts = await flow.take(*signals)
     judged = sum(1 for fact in facts if fact.decision.rule in ("new", "similarity"))
-    assert sum(flow.judging.compared.values()) == judged
+    compared = flow.judging.comparison.of("shop")
+    assert compared.agreed + compared.differed == judged

@@ -12,7 +12,14 @@ import structlog
 from fastapi import FastAPI
 from loopwright_common.bus import Bus, ConsumerSpec
 from loopwright_common.clock import Clock, SystemClock
-from loopwright_common.contracts.subjects import COMMANDS_GROUPS, REPORTS_TRANSITIONED, SEARCH_QUERY, SIGNALS
+from loopwright_common.contracts.subjects import (
+    COMMANDS_GROUPS,
+    EVALUATION_QUERY,
+    REPORTS_TRANSITIONED,
+    SEARCH_QUERY,
+    SHADOW_QUERY,
+    SIGNALS,
+)
 from loopwright_common.model import ModelClient, ModelRole
 from loopwright_common.nats_bus import open_bus
 from loopwright_common.process import service_app
@@ -26,6 +33,7 @@ from loopwright_cluster.costly import CostlyPath
 from loopwright_cluster.embedding.hashing import HashingEmbedding
 from loopwright_cluster.embedding.minilm import MiniLmEmbedding
 from loopwright_cluster.embedding.pool import EmbeddingPool
+from loopwright_cluster.evaluation import Evaluation
 from loopwright_cluster.fingerprinting import Fingerprinting
 from loopwright_cluster.handlers import ProjectLocks, SignalGrouping
 from loopwright_cluster.judging import Judging
@@ -33,6 +41,7 @@ from loopwright_cluster.ports import Embedding, VectorIndex
 from loopwright_cluster.records import Records
 from loopwright_cluster.regrouping import Regrouping, Search, fill_index
 from loopwright_cluster.settings import ClusterSettings
+from loopwright_cluster.shadow import Shadow
 from loopwright_cluster.word_records import Words
 
 SERVICE = "cluster"
@@ -109,7 +118,11 @@ async def open_judging(settings: ClusterSettings, bus: Bus, clock: Clock) -> Jud
         spending = BucketSpending(await bus.key_value(SPENDING_BUCKET), clock)
         adjudicator = ModelAdjudicator(ModelClient(adjudicator_role(settings), spending=spending, clock=clock))
     return Judging(
-        settings.grouping_version, shadow=settings.shadow or None, adjudicator=adjudicator, seconds_max=settings.model_seconds_max
+        settings.grouping_version,
+        shadow=settings.shadow or None,
+        adjudicator=adjudicator,
+        seconds_max=settings.model_seconds_max,
+        clock=clock,
     )
 
 
@@ -178,6 +191,9 @@ class Service:
             grouping.handle,
         )
         await self.bus.answer(SEARCH_QUERY, Search(records, self.embedding, self.index).answer)
+        evaluation = Evaluation(records, words, self.embedding, self.index, self._judging, locks)
+        await self.bus.answer(EVALUATION_QUERY, evaluation.answer)
+        await self.bus.answer(SHADOW_QUERY, Shadow(self._judging, records).answer)
 
     async def pause(self, drain: timedelta = timedelta(seconds=10)) -> None:
         """Stop grouping; embedding and index stay open for another."""

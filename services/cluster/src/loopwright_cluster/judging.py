@@ -13,9 +13,11 @@ from dataclasses import replace
 from typing import Literal
 
 import structlog
+from loopwright_common.clock import Clock, SystemClock
 from prometheus_client import Counter
 
 from loopwright_cluster.adjudication import ANSWER_SECONDS_MAX, Adjudicator, Asking, Inquiry
+from loopwright_cluster.comparison import Comparison
 from loopwright_cluster.domain import Decision, Exemplar, Outcome
 from loopwright_cluster.grouping import v1, v2
 from loopwright_cluster.grouping.lexicon import Lexicon, Rarity
@@ -49,13 +51,14 @@ class Judging:
         shadow: Version | None = None,
         adjudicator: Adjudicator | None = None,
         seconds_max: float = ANSWER_SECONDS_MAX,
+        clock: Clock | None = None,
     ) -> None:
         self.version: Version = version
         self.shadow = shadow if shadow != version else None
         self._asking = Asking(adjudicator, seconds_max=seconds_max) if adjudicator is not None else None
         self._lexicons: OrderedDict[str, Lexicon] = OrderedDict()
         self._checked: dict[str, int] = {}
-        self.compared = {"agreed": 0, "differed": 0}  # since the start; the metric has the same
+        self.comparison = Comparison(clock or SystemClock())  # by project; the metric has all
 
     def inquiry(self) -> Inquiry | None:
         """What a batch gathers its questions in; None where nobody can be asked."""
@@ -119,6 +122,10 @@ class Judging:
             if lexicon is not None:
                 self._checked[exemplar.project] = self._checked.get(exemplar.project, 0) + 1
 
+    async def rarity(self, index: VectorIndex, project: str) -> Rarity:
+        """The rarities of a project's words, for who judges outside the flow and holds the project's lock."""
+        return await self._rarity(index, Neighbourhood(index, degraded=False), project)
+
     async def _rarity(self, index: VectorIndex, neighbourhood: Neighbourhood, project: str) -> Rarity:
         lexicon, count = self._lexicons.get(project), await index.count(project)
         off = abs(count - self._checked.get(project, 0))
@@ -135,8 +142,7 @@ class Judging:
         return neighbourhood.listen(project, lexicon)
 
     def _compare(self, newcomer: Exemplar, decided: Decision, shadow: Decision) -> None:
-        agreed = (decided.outcome, decided.report_id) == (shadow.outcome, shadow.report_id)
-        self.compared["agreed" if agreed else "differed"] += 1
+        agreed = self.comparison.add(newcomer, decided, shadow)
         SHADOW.labels(self.shadow, str(agreed).lower()).inc()
         if not agreed:
             log.info(

@@ -140,10 +140,10 @@ class Regrouping:
         word, _ = await self._words.read(project, command.undoes)
         if word is None:
             raise Refused(f"command {command.undoes} is not known here: only a word that was kept can be taken back")
-        if word.action == "undo":
-            raise Refused(f"command {command.undoes} is itself an undo; say again what it took back")
         if word.refused:
             raise Refused(f"command {command.undoes} was refused, so there is nothing to take back")
+        if word.action == "undo":
+            raise Refused(f"command {command.undoes} is itself an undo; say again what it took back")
         if word.undone_by is not None:
             raise Refused(f"command {command.undoes} was taken back already, by command {word.undone_by}")
         if word.action == "merge":
