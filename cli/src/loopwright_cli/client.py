@@ -23,10 +23,10 @@ class ApiFailed(Exception):
 class Api:
     """A client of one server. ``base_url`` without a path."""
 
-    def __init__(self, base_url: str, token: str = "") -> None:
+    def __init__(self, base_url: str, token: str = "", timeout_seconds: float = TIMEOUT_SECONDS) -> None:
         self.base_url = base_url.rstrip("/")
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        self._client = httpx.Client(base_url=self.base_url, headers=headers, timeout=TIMEOUT_SECONDS, trust_env=False)
+        self._client = httpx.Client(base_url=self.base_url, headers=headers, timeout=timeout_seconds, trust_env=False)
 
     def get(self, path: str, **parameters: Any) -> Any:
         """The answer's JSON. Raises ApiFailed."""

@@ -28,6 +28,7 @@ Why = Annotated[str, typer.Option("--comment", "-m", help="Why; kept with the wo
 Wait = Annotated[float, typer.Option(min=0, max=600, help="Seconds to wait for what comes of it; 0 only asks.")]
 # The grouping answers within a second when it runs; a batch with a model to ask may hold a project's flow for some seconds.
 WAIT_SECONDS = 15.0
+EVALUATION_SECONDS = 90.0  # all pairs are decided anew; the gateway gives the grouping 60 seconds for it
 
 
 def add_to(reports_app: typer.Typer) -> None:
@@ -226,7 +227,7 @@ def evaluate(
 ) -> None:
     """How a version of the grouping would decide, by itself, the pairs that people have decided."""
     try:
-        found = api(url, token, data).get(f"/v1/projects/{project}/grouping/evaluation", version=version)
+        found = api(url, token, data, EVALUATION_SECONDS).get(f"/v1/projects/{project}/grouping/evaluation", version=version)
     except ApiFailed as error:
         raise fail(error) from error
     if output is Output.JSON:

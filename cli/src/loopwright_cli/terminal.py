@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from loopwright_cli.client import Api, ApiFailed
+from loopwright_cli.client import TIMEOUT_SECONDS, Api, ApiFailed
 from loopwright_cli.stack import FIRST_PORT
 from loopwright_cli.telling import plain
 
@@ -40,12 +40,12 @@ DATA = Path("data")
 URL = f"http://127.0.0.1:{FIRST_PORT}"
 
 
-def api(url: str, token: str, data: Path) -> Api:
+def api(url: str, token: str, data: Path, timeout_seconds: float = TIMEOUT_SECONDS) -> Api:
     """The gateway's API, with the token given or the operator's."""
     file = data / "secrets" / "operator_token"
     if not token and file.exists():
         token = file.read_text().strip()
-    return Api(url, token)
+    return Api(url, token, timeout_seconds)
 
 
 def fail(error: ApiFailed) -> typer.Exit:
