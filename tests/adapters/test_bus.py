@@ -226,6 +226,46 @@ async def test_a_buckets_writes_are_compare_and_set(bus: Bus) -> None:
     assert await bucket.get("nothing") is None
 
 
+async def test_many_keys_are_read_and_created_at_once_and_what_exists_stays(bus: Bus) -> None:
+    bucket = await bus.key_value("things")
+    assert await bucket.get_many(["a", "b"]) == {}
+    assert await bucket.get_many([]) == {}
+    assert await bucket.create_many({}) == {}
+    made = await bucket.create_many({f"k.{number}": b"%d" % number for number in range(1_200)})
+    assert len(set(made.values())) == len(made) == 1_200
+    await bucket.delete("k.7")
+    await bucket.put("k.8", b"changed")
+
+    found = await bucket.get_many([f"k.{number}" for number in range(0, 1_300)] + ["k.1"])
+    assert sorted(found) == sorted(f"k.{number}" for number in range(1_200) if number != 7)
+    assert found["k.1199"].value == b"1199"
+    assert found["k.1199"].revision == made["k.1199"]
+    assert found["k.8"].value == b"changed"
+    assert found["k.8"] == await bucket.get("k.8")
+
+    # One that exists keeps its value, one that was deleted is made anew, and the others are made as well.
+    again = await bucket.create_many({"k.6": b"x", "k.7": b"back", "new.1": b"1", "new.2": b""})
+    assert sorted(again) == ["k.7", "new.1", "new.2"]
+    values = await bucket.get_many(["k.6", "k.7", "new.1", "new.2"])
+    assert {key: entry.value for key, entry in values.items()} == {"k.6": b"6", "k.7": b"back", "new.1": b"1", "new.2": b""}
+    assert values["k.7"].revision == again["k.7"]
+    await bucket.update("new.1", b"2", again["new.1"])
+
+
+async def test_of_two_who_create_the_same_keys_at_once_each_key_is_one_s(bus: Bus) -> None:
+    bucket = await bus.key_value("things")
+    keys = [f"k{number}" for number in range(40)]
+
+    mine, theirs = await asyncio.gather(
+        bucket.create_many(dict.fromkeys(keys[:30], b"mine")), bucket.create_many(dict.fromkeys(keys[10:], b"theirs"))
+    )
+
+    assert not mine.keys() & theirs.keys()
+    assert mine.keys() | theirs.keys() == set(keys)
+    found = await bucket.get_many(keys)
+    assert {key for key, entry in found.items() if entry.value == b"mine"} == set(mine)
+
+
 async def test_only_one_of_many_writers_wins_each_revision(bus: Bus) -> None:
     bucket = await bus.key_value("counter")
     await bucket.create("n", b"0")
@@ -433,7 +473,8 @@ async def test_a_position_belongs_to_the_name_of_the_consumer(bus: Bus) -> None:
 @pytest.mark.parametrize("key", ["", ".a", "a.", "a..b", "a b", "a*", ">", "ä", "a/b", "x" * 600])
 async def test_a_key_of_another_form_is_refused(bus: Bus, key: str) -> None:
     bucket = await bus.key_value("things")
-    for work in (bucket.get(key), bucket.put(key, b""), bucket.create(key, b""), bucket.update(key, b"", 1), bucket.delete(key)):
+    many = (bucket.get_many(["good", key]), bucket.create_many({"good": b"", key: b""}))
+    for work in (*many, bucket.get(key), bucket.put(key, b""), bucket.create(key, b""), bucket.update(key, b"", 1), bucket.delete(key)):
         with pytest.raises(ValueError, match="is not a key"):
             await work
 

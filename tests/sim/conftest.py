@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -13,7 +13,7 @@ from loopwright_cluster.adapters.qdrant_server import QdrantServerIndex
 from loopwright_cluster.app import Service
 from loopwright_cluster.embedding.hashing import HashingEmbedding
 from loopwright_cluster.grouping.fingerprints import fingerprint
-from loopwright_common.bus import BatchHandler, ConsumerSpec, Handler, Outgoing
+from loopwright_common.bus import BatchHandler, Conflict, ConsumerSpec, Handler, Outgoing
 from loopwright_common.contracts.signals import Signal
 from loopwright_common.contracts.subjects import GROUPS_UPDATED, SIGNALS
 from loopwright_common.testing.clock import FakeClock
@@ -79,7 +79,18 @@ class MortalBus(Mortal):
         await self._target.consume_batches(spec, _handled_until_death(handler))
 
     async def key_value(self, bucket: str) -> Any:
-        return Mortal(await self._target.key_value(bucket), self._fuse, "get", "create", "update", "put")
+        return MortalBucket(await self._target.key_value(bucket), self._fuse, "get", "get_many", "create", "update", "put")
+
+
+class MortalBucket(Mortal):
+    """Creating many may be cut anywhere: what a server does not take together is written one by one."""
+
+    async def create_many(self, values: Mapping[str, bytes]) -> dict[str, int]:
+        created = {}
+        for key, value in values.items():
+            with contextlib.suppress(Conflict):
+                created[key] = await self.create(key, value)
+        return created
 
 
 def _handled_until_death(handler: Callable[[Any], Awaitable[None]]) -> Any:

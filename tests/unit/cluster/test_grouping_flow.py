@@ -1,6 +1,7 @@
 """The ordered flow: what is published for each signal, once, whatever is delivered again and wherever the process dies."""
 
 import asyncio
+import contextlib
 import itertools
 import random
 from datetime import timedelta
@@ -381,7 +382,22 @@ class FusedBus:
         self._bus, self._fuse = bus, fuse
 
     async def key_value(self, bucket):
-        return self._fuse.wrap(await self._bus.key_value(bucket), "create", "update", "put")
+        mortal = self._fuse.wrap(await self._bus.key_value(bucket), "create", "update", "put")
+
+        class OneByOne:
+            """A server that does not take many together."""
+
+            def __getattr__(self, name):
+                return getattr(mortal, name)
+
+            async def create_many(self, values):
+                created = {}
+                for key, value in values.items():
+                    with contextlib.suppress(Conflict):
+                        created[key] = await mortal.create(key, value)
+                return created
+
+        return OneByOne()
 
     async def publish_batch(self, messages):
         # One by one, so that it can also die in the middle of what is not atomic on every server.

@@ -5,7 +5,7 @@ Adapters: ``nats_bus.NatsBus`` (JetStream) and ``testing.memory_bus.MemoryBus``;
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Generic, Protocol, TypeVar
@@ -133,6 +133,14 @@ class KeyValue(Protocol):
     """A bucket. Keys are ``[A-Za-z0-9_=.-]+`` without leading or trailing dot. Every write is durable when it returns."""
 
     async def get(self, key: str) -> Entry | None: ...
+
+    async def get_many(self, keys: Sequence[str]) -> dict[str, Entry]:
+        """Those of the keys that are there: ``get`` for many at the cost of few."""
+        ...
+
+    async def create_many(self, values: Mapping[str, bytes]) -> dict[str, int]:
+        """``create`` for many at the cost of few: the revisions of what was created. What is not among them existed."""
+        ...
 
     async def create(self, key: str, value: bytes) -> int:
         """Writes a key that does not exist (or was deleted); returns its revision. Raises Conflict when it exists."""

@@ -7,8 +7,8 @@ import base64
 import contextlib
 import hashlib
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping, Sequence
+from typing import Any, TypeVar
 
 from nats.aio.msg import Msg
 
@@ -19,6 +19,9 @@ from loopwright_common.keys import check_bucket, check_key
 from loopwright_common.nats_bus.connection import ApiError, Connection, Headers
 from loopwright_common.nats_bus.streams import STREAM_NAME_IN_USE, STREAM_NOT_FOUND
 
+T = TypeVar("T")
+
+BATCH_BYTES_MAX = 4 * 1024**2  # held in the server's memory until it is committed
 WRONG_LAST_SEQUENCE = (10071, 10164)
 CHUNK_BYTES = 256 * 1024
 OBJECT_BYTES_MAX = 64 * 1024**2
@@ -26,10 +29,14 @@ IDLE_SECONDS = 5.0  # the server's heartbeat to a watcher
 LOST_SECONDS = 3 * IDLE_SECONDS
 DELETED_FOR = "24h"  # longer than a watcher is ever without its server
 RESUME_SECONDS = 0.3
+ALLOWED_LATER = ("allow_msg_ttl", "allow_atomic")  # of streams that an earlier version made
+KEYS_ASKED_MAX = 500  # in one request; the server takes 1,024
+WRITES_IN_FLIGHT_MAX = 64
+REPLY_SECONDS = 10.0
 
 
-async def open_stream(connection: Connection, config: dict[str, Any]) -> None:
-    """Makes the stream when it is not there, and gives it what it lacks. Raises BusUnavailable."""
+async def open_stream(connection: Connection, config: dict[str, Any]) -> dict[str, Any]:
+    """Makes the stream when it is not there, and gives it what it lacks; returns how it is. Raises BusUnavailable."""
     name = config["name"]
     try:
         try:
@@ -37,13 +44,15 @@ async def open_stream(connection: Connection, config: dict[str, Any]) -> None:
         except ApiError as error:
             if error.err_code != STREAM_NOT_FOUND:
                 raise
-            await connection.api(f"STREAM.CREATE.{name}", config)
-            return
-        if config.get("allow_msg_ttl") and not present.get("allow_msg_ttl"):
-            await connection.api(f"STREAM.UPDATE.{name}", {**present, "allow_msg_ttl": True})
+            return dict((await connection.api(f"STREAM.CREATE.{name}", config))["config"])
+        lacking = {name: True for name in ALLOWED_LATER if config.get(name) and not present.get(name)}
+        if lacking:
+            present = (await connection.api(f"STREAM.UPDATE.{name}", {**present, **lacking}))["config"]
+        return dict(present)
     except ApiError as error:
         if error.err_code != STREAM_NAME_IN_USE:
             raise BusUnavailable(f"JetStream refused {name}: {error}") from error
+        return config  # another process has just made it
 
 
 async def store(connection: Connection, subject: str, payload: bytes, headers: Headers | None = None) -> int:
@@ -58,6 +67,30 @@ async def store(connection: Connection, subject: str, payload: bytes, headers: H
     return int(answer["seq"])
 
 
+async def all_of(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """The results; all of them are over before the first failure goes up."""
+    results = await asyncio.gather(*work, return_exceptions=True)
+    found: list[T] = []
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+        found.append(result)
+    return found
+
+
+def _chunks(values: Mapping[str, bytes]) -> list[dict[str, bytes]]:
+    """The values in such portions as an atomic batch takes."""
+    chunks: list[dict[str, bytes]] = []
+    size = 0
+    for key, value in values.items():
+        size += len(key) + len(value)
+        if not chunks or size > BATCH_BYTES_MAX or len(chunks[-1]) >= KEYS_ASKED_MAX:
+            chunks.append({})
+            size = len(key) + len(value)
+        chunks[-1][key] = value
+    return chunks
+
+
 class NatsKeyValue:
     """A bucket: the stream ``KV_<bucket>``, one message kept per key."""
 
@@ -67,9 +100,10 @@ class NatsKeyValue:
         self._stream = f"KV_{bucket}"
         self._prefix = f"$KV.{bucket}."
         self._replicas = replicas
+        self._alone = False  # one server holds it: whoever answers has what was just written
 
     async def open(self) -> None:
-        await open_stream(
+        present = await open_stream(
             self._connection,
             {
                 "name": self._stream,
@@ -79,16 +113,116 @@ class NatsKeyValue:
                 "discard": "new",
                 "allow_rollup_hdrs": True,
                 "allow_msg_ttl": True,
+                "allow_atomic": True,
                 "deny_delete": True,
                 "allow_direct": True,
                 "num_replicas": self._replicas,
                 "duplicate_window": 120_000_000_000,
             },
         )
+        self._alone = int(present.get("num_replicas", 0)) == 1
 
     async def get(self, key: str) -> Entry | None:
         found = await self._last(key)
         return None if found is None or found[1] else found[0]
+
+    async def get_many(self, keys: Sequence[str]) -> dict[str, Entry]:
+        wanted = list(dict.fromkeys(keys))
+        for key in wanted:
+            check_key(key)
+        found: dict[str, Entry] = {}
+        if self._alone and len(wanted) > 1:
+            for start in range(0, len(wanted), KEYS_ASKED_MAX):
+                found |= await self._last_of_each(wanted[start : start + KEYS_ASKED_MAX])
+            return found
+        # Of several servers one that lags behind may answer a question for many; the leader is asked for each.
+        slots = asyncio.Semaphore(WRITES_IN_FLIGHT_MAX)
+
+        async def read(key: str) -> Entry | None:
+            async with slots:
+                return await self.get(key)
+
+        answers = await all_of([read(key) for key in wanted])
+        return {key: entry for key, entry in zip(wanted, answers, strict=True) if entry is not None}
+
+    async def _last_of_each(self, keys: Sequence[str]) -> dict[str, Entry]:
+        """The entries of these keys, by one request (NATS ADR-31, batched direct get)."""
+        found: dict[str, Entry] = {}
+        finished: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+        async def arrived(message: Msg) -> None:
+            headers = message.headers or {}
+            subject = headers.get("Nats-Subject")
+            if subject is None:
+                if not finished.done():
+                    finished.set_result(headers.get("Status", ""))
+            elif "KV-Operation" not in headers:
+                key = subject.removeprefix(self._prefix)
+                found[key] = Entry(key, message.data, int(headers["Nats-Sequence"]))
+
+        inbox = self._connection.client.new_inbox()
+        request = json.dumps({"multi_last": [self._prefix + key for key in keys]}).encode()
+        with self._connection.losing() as lost:
+            subscription = await self._connection.subscribe(inbox, cb=arrived)
+            losing = asyncio.ensure_future(lost.wait())
+            try:
+                await self._connection.publish(f"$JS.API.DIRECT.GET.{self._stream}", request, inbox)
+                await asyncio.wait([finished, losing], timeout=REPLY_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                losing.cancel()
+                with contextlib.suppress(Exception):
+                    await subscription.unsubscribe()
+        # 204 ends the entries, 404 says that there are none; no status at all comes of a lost connection or of no answer.
+        status = finished.result() if finished.done() else "none"
+        if status not in ("204", "404"):
+            raise BusUnavailable(f"the bucket {self._stream} does not answer for {len(keys)} keys (status {status})")
+        return found
+
+    async def create_many(self, values: Mapping[str, bytes]) -> dict[str, int]:
+        for key in values:
+            check_key(key)
+        created: dict[str, int] = {}
+        for chunk in _chunks(values):
+            if len(chunk) > 1:
+                revisions = await self._create_all(chunk)
+                if revisions:
+                    created |= revisions
+                    continue
+            created |= await self._create_each(chunk)
+        return created
+
+    async def _create_each(self, values: Mapping[str, bytes]) -> dict[str, int]:
+        slots = asyncio.Semaphore(WRITES_IN_FLIGHT_MAX)
+
+        async def create(key: str, value: bytes) -> int:
+            async with slots:
+                try:
+                    return await self.create(key, value)
+                except Conflict:
+                    return 0
+
+        revisions = await all_of([create(key, value) for key, value in values.items()])
+        return {key: revision for key, revision in zip(values, revisions, strict=True) if revision}
+
+    async def _create_all(self, values: Mapping[str, bytes]) -> dict[str, int]:
+        """All of them in one atomic batch, synced once; nothing when one of them exists or the server takes no such batch."""
+        batch, answer = new_id(), b""
+        for number, (key, value) in enumerate(values.items(), 1):
+            headers = {
+                "Nats-Expected-Last-Subject-Sequence": "0", "Nats-Batch-Id": batch, "Nats-Batch-Sequence": str(number)
+            }  # fmt: skip
+            if number < len(values):
+                await self._connection.publish(self._prefix + key, value, headers=headers)
+            else:
+                headers["Nats-Batch-Commit"] = "1"
+                answer = (await self._connection.request(self._prefix + key, value, headers=headers)).data
+        told: dict[str, Any] = json.loads(answer)
+        if "error" in told:
+            return {}
+        last, count = int(told["seq"]), int(told.get("count", 0))
+        if count != len(values):
+            raise BusUnavailable(f"the bucket {self._stream} took {count} of {len(values)} keys")
+        return {key: last - count + number for number, key in enumerate(values, 1)}
 
     async def _last(self, key: str) -> tuple[Entry, bool] | None:
         """(entry, whether it was deleted). Asked of the stream's leader, so that what was just written is read."""

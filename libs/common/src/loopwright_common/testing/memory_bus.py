@@ -7,10 +7,11 @@ With a FakeClock, retry delays and timers fall due only when the test advances i
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from itertools import islice
@@ -554,6 +555,17 @@ class MemoryKeyValue:
         self._check(key)
         found = self.values.get(key)
         return None if found is None or found.deleted else Entry(key, found.value, found.revision)
+
+    async def get_many(self, keys: Sequence[str]) -> dict[str, Entry]:
+        found = {key: await self.get(key) for key in keys}
+        return {key: entry for key, entry in found.items() if entry is not None}
+
+    async def create_many(self, values: Mapping[str, bytes]) -> dict[str, int]:
+        created = {}
+        for key, value in values.items():
+            with contextlib.suppress(Conflict):
+                created[key] = await self.create(key, value)
+        return created
 
     async def create(self, key: str, value: bytes) -> int:
         self._check(key)
