@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
 
 import pytest
+import structlog.testing
 from loopwright_common import telemetry
 from opentelemetry import trace
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -88,6 +95,64 @@ def test_a_batch_of_one_is_already_in_its_messages_trace(exported: InMemorySpanE
     assert one.parent is not None
     assert one.parent.span_id == handle.context.span_id
     assert (one.links, one.attributes) == ((), {"loopwright.report.id": "r1"})
+
+
+class Stuck(SpanExporter):
+    """A collector that takes what it is sent and never answers."""
+
+    def __init__(self) -> None:
+        self.taken, self.answer, self.closed = threading.Event(), threading.Event(), threading.Event()
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        self.taken.set()
+        self.answer.wait()
+        return SpanExportResult.SUCCESS
+
+    def shutdown(self) -> None:
+        self.closed.set()
+
+
+def test_a_dead_collector_does_not_hold_up_the_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    stuck, provider = Stuck(), TracerProvider()
+    provider.add_span_processor(BatchSpanProcessor(stuck))
+    monkeypatch.setattr(trace, "get_tracer_provider", lambda: provider)
+    provider.get_tracer("test").start_span("work").end()
+    try:
+        with structlog.testing.capture_logs() as lines:
+            assert telemetry.shutdown(timedelta(milliseconds=50)) is False
+        assert stuck.taken.is_set()  # it was tried
+        assert not stuck.closed.is_set()  # and not waited for: the SDK closes the exporter after its 30 s
+        assert [line["event"] for line in lines] == ["traces_not_sent"]
+    finally:
+        stuck.answer.set()
+
+
+def test_the_last_spans_are_sent_before_the_process_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(BatchSpanProcessor(exporter))
+    monkeypatch.setattr(trace, "get_tracer_provider", lambda: provider)
+    for number in range(700):  # more than one export takes
+        provider.get_tracer("test").start_span(f"work {number}").end()
+    assert telemetry.shutdown(timedelta(seconds=30)) is True
+    assert len(exporter.get_finished_spans()) == 700
+
+
+def test_a_process_whose_collector_is_dead_ends() -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()  # connections are taken by the kernel, and nobody reads them
+        script = f"""
+from datetime import timedelta
+from loopwright_common import telemetry
+telemetry.configure("probe", otlp_endpoint="http://127.0.0.1:{silent.getsockname()[1]}")
+for number in range(2_000):
+    with telemetry.span("work"):
+        pass
+print(telemetry.shutdown(timedelta(milliseconds=100)))
+"""
+        ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout) == (0, "False\n"), ended.stderr
+    assert json.loads(ended.stderr.splitlines()[-1])["event"] == "traces_not_sent"
 
 
 def test_links_are_no_more_than_a_span_keeps() -> None:

@@ -253,10 +253,11 @@ class Worker:
         else:
             delay = retry_delay(self._spec, received.attempt, error.after if isinstance(error, Retryable) else None)
             fields = {"consumer": self._spec.name, "subject": received.subject, "sequence": received.sequence, "attempt": received.attempt}
-            if isinstance(error, Retryable):
-                log.warning("message_given_back", reason=reason, delay_seconds=delay.total_seconds(), **fields)
-            else:
-                log.error("handler_crashed", delay_seconds=delay.total_seconds(), exc_info=error, **fields)
+            with telemetry.continued(received.envelope.traceparent):
+                if isinstance(error, Retryable):
+                    log.warning("message_given_back", reason=reason, delay_seconds=delay.total_seconds(), **fields)
+                else:
+                    log.error("handler_crashed", delay_seconds=delay.total_seconds(), exc_info=error, **fields)
             await delivery.give_back(delay)
             self._count("retried")
             return delay
@@ -269,7 +270,8 @@ class Worker:
         await delivery.terminate()
         self._count("buried")
         fields = {"subject": raw.subject, "sequence": raw.sequence, "attempt": raw.attempt}
-        log.error("message_buried", consumer=self._spec.name, reason=reason, **fields)
+        with telemetry.continued(raw.headers.get("traceparent", "")):  # the line is found with those of the message's own trace
+            log.error("message_buried", consumer=self._spec.name, reason=reason, **fields)
 
     @asynccontextmanager
     async def _heartbeat(self, deliveries: Sequence[Delivery]) -> AsyncIterator[None]:

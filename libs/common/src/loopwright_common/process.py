@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from datetime import timedelta
 from typing import TypeVar
 
 import structlog
@@ -57,7 +58,7 @@ def run(name: str, description: str, settings_type: type[S], create_app: Callabl
     try:
         serve(name, settings, create_app(settings))
     finally:
-        telemetry.shutdown()
+        telemetry.shutdown(min(telemetry.FLUSH_MOST, timedelta(seconds=settings.drain_seconds)))
 
 
 def serve(name: str, settings: ServiceSettings, app: FastAPI) -> None:

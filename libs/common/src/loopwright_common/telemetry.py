@@ -10,9 +10,11 @@ from __future__ import annotations
 import logging
 import random
 import sys
+import threading
 import uuid
 from collections.abc import Iterable, Iterator, MutableMapping
 from contextlib import contextmanager
+from datetime import timedelta
 from importlib import metadata
 from typing import Any
 
@@ -28,6 +30,7 @@ from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanContext, SpanK
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 LINKS_MAX = 128  # OpenTelemetry's default limit of links per span
+FLUSH_MOST = timedelta(seconds=5)  # as long as one export may take
 SENSITIVE = ("password", "token", "secret", "authorization", "api_key", "cookie", "dsn")
 
 
@@ -78,11 +81,22 @@ def configure_traces(service: str, otlp_endpoint: str, sample_ratio: float = 1.0
     trace.set_tracer_provider(provider)
 
 
-def shutdown() -> None:
-    """Sends what is still buffered."""
+def shutdown(within: timedelta = FLUSH_MOST) -> bool:
+    """Sends what is still buffered, for no longer than ``within``; False when not all of it was sent by then.
+
+    The SDK would wait 30 s for a collector that takes connections and says nothing (BatchSpanProcessor of OpenTelemetry 1.45), longer than
+    the process is given to stop: what did not get out is let go, as its thread is with the process.
+    """
     provider = trace.get_tracer_provider()
-    if isinstance(provider, TracerProvider):
-        provider.shutdown()
+    if not isinstance(provider, TracerProvider):
+        return True
+    sending = threading.Thread(target=provider.shutdown, name="last traces", daemon=True)
+    sending.start()
+    sending.join(within.total_seconds())
+    if sending.is_alive():
+        structlog.get_logger().warning("traces_not_sent", reason=f"the collector took longer than {within.total_seconds():g} s")
+        return False
+    return True
 
 
 def traceparent() -> str:
