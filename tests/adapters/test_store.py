@@ -29,7 +29,7 @@ from loopwright_gateway.adapters.store import SqlStore
 from loopwright_gateway.migrate import migrate
 from loopwright_gateway.ports import ReportQuery
 from loopwright_gateway.promotion import MinuteWeight
-from loopwright_gateway.records import ChangeRecord, OutboxItem, Report, SeenSignal, TimelineEntry
+from loopwright_gateway.records import ChangeRecord, FirstDecision, OutboxItem, Report, SeenSignal, TimelineEntry
 from sqlalchemy import inspect, text
 
 UNPRIVILEGED = 65534  # postgres refuses to run as root
@@ -442,7 +442,10 @@ async def test_the_longest_and_strangest_texts_that_contracts_allow_are_kept(sto
         await unit.count("r1", {(START, wide, "e" * 64): 1})
         await unit.add_usage("investigate:" + "i" * 64, "shop", "r1", "investigate", Cost(), START)
         await unit.save_change(ChangeRecord("c", "shop", "r1", "n" * 512, None, "requested", 1, wide, "policy", START, START, START))
-    assert (await Inbox(store).explain("r1", 10))[0].signal == signal
+        await unit.keep_first_decisions([FirstDecision("shop", "r" * 64, signal, decision, START)])
+        await unit.move_fingerprints("c" * 64, "shop", [wide, "f\x00"], "a" * 64, "b" * 64, START)
+        assert (await unit.examples("r1", 10))[0][0] == signal
+        assert set(await unit.fingerprint_moves("shop", [wide, "f\x00"])) == {wide, "f\ufffd"}
 
 
 async def test_a_nul_in_a_title_is_no_reason_to_fail(store: SqlStore) -> None:

@@ -25,8 +25,8 @@ def test_every_state_can_be_reached_from_gathering() -> None:
     assert reached == set(ReportState)
 
 
-def test_what_was_merged_into_another_report_never_moves_again() -> None:
-    assert FOLLOWS[ReportState.MERGED_INTO] == frozenset()
+def test_what_was_merged_into_another_report_moves_only_when_that_is_taken_back() -> None:
+    assert FOLLOWS[ReportState.MERGED_INTO] == {ReportState.GATHERING, ReportState.READY}
     assert actions(Facts(ReportState.MERGED_INTO, True, True, False)) == ()
 
 

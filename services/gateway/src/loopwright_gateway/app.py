@@ -21,7 +21,7 @@ from loopwright_gateway import metrics, pages
 from loopwright_gateway.adapters.accounts import SqlAccounts
 from loopwright_gateway.adapters.inbox import Inbox
 from loopwright_gateway.adapters.store import SqlStore
-from loopwright_gateway.api import administration, changes, reports, stream
+from loopwright_gateway.api import administration, changes, grouping, reports, stream
 from loopwright_gateway.api.parts import Parts
 from loopwright_gateway.catalogue import Catalogue
 from loopwright_gateway.handlers import Facts, handlers
@@ -186,7 +186,7 @@ def create_app(settings: GatewaySettings, *, bus: Bus | None = None, clock: Cloc
     app = service_app(SERVICE, "Loopwright", lifespan, readiness)
     app.state.stream_clients = set()
     app.state.stopping = False
-    for module in (reports, changes, administration, stream):
+    for module in (reports, grouping, changes, administration, stream):
         app.include_router(module.router)
     pages.install(app)
     app.add_middleware(pages.Guarded, hosts=settings.allowed_hosts)

@@ -35,9 +35,10 @@ FOLLOWS: dict[ReportState, frozenset[ReportState]] = {
     S.DISMISSED: frozenset({S.READY, S.GATHERING}),
     S.SNOOZED: frozenset({S.GATHERING, S.READY}),
     S.SUPPRESSED: frozenset({S.READY, S.GATHERING}),
-    S.MERGED_INTO: frozenset(),
+    S.MERGED_INTO: frozenset({S.GATHERING, S.READY}),  # when the merge is taken back
 }
-# "From anywhere" has two exceptions: what was merged away stays so, and a change that is out is finished or declined first.
+# "From anywhere" has two exceptions: what was merged away stays so until that is taken back, and a change that is out is finished or
+# declined first.
 for _state, _next in list(FOLLOWS.items()):
     if _state not in (S.MERGED_INTO,):
         FOLLOWS[_state] = _next | frozenset({S.DISMISSED, S.SNOOZED, S.SUPPRESSED, S.MERGED_INTO} - {_state})
@@ -54,6 +55,8 @@ class Action(StrEnum):
     SUPPRESS = "suppress"
     MERGE_INTO = "merge_into"
     SPLIT = "split"
+    MOVE = "move"
+    NEVER_TOGETHER = "never_together"
     MERGE = "merge"
     DECLINE = "decline"
     REQUEST_CHANGES = "request_changes"
@@ -98,7 +101,7 @@ def actions(facts: Facts) -> tuple[Action, ...]:
         found += [Action.DISMISS] if state is not S.DISMISSED else []
         found += [Action.SUPPRESS] if state is not S.SUPPRESSED else []
         found += [Action.MERGE_INTO]
-    return (*found, Action.SPLIT)
+    return (*found, Action.SPLIT, Action.MOVE, Action.NEVER_TOGETHER)
 
 
 def waits_for(state: ReportState, question: str, reason: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -30,11 +30,9 @@ from loopwright_common.metrics import observe_stage
 from loopwright_gateway import life, metrics
 from loopwright_gateway.domain import FOLLOWS, IllegalTransition, state_after_investigation
 from loopwright_gateway.life import POLICY
-from loopwright_gateway.ports import Store, Unit
-from loopwright_gateway.records import ChangeRecord, Report, SeenSignal
-
-MERGE_HOPS_MAX = 20
-ProjectOf = Callable[[str], ProjectConfig | None]
+from loopwright_gateway.ports import ProjectOf, Store, Unit
+from loopwright_gateway.records import ChangeRecord, FirstDecision, Report, SeenSignal
+from loopwright_gateway.regrouping import SERVICES_MAX, Regrouping, resolve, routes, wake
 
 log = structlog.get_logger()
 
@@ -49,6 +47,7 @@ class Facts:
         self._store = store
         self._project_of = project_of
         self._clock = clock
+        self._regrouping = Regrouping(store, project_of, clock)
 
     def _project(self, name: str) -> ProjectConfig:
         return self._project_of(name) or ProjectConfig(name=name)
@@ -67,19 +66,22 @@ class Facts:
             new = await unit.unseen([fact.signal.id for fact, _ in facts_and_traces])
             by_report: dict[str, list[GroupUpdated]] = defaultdict(list)
             traces: dict[str, list[str]] = defaultdict(list)
+            told_late = await routes(unit, [fact for fact, _ in facts_and_traces if fact.signal.id in new])
             for fact, trace in facts_and_traces:
                 if fact.signal.id in new:
                     new.discard(fact.signal.id)  # the same signal twice in one batch is one signal
-                    by_report[fact.report_id].append(fact)
-                    traces[fact.report_id].append(trace)
+                    report_id, _ = told_late.get(fact.signal.id, (fact.report_id, ()))
+                    by_report[report_id].append(fact)
+                    traces[report_id].append(trace)
             for report_id, facts in by_report.items():
                 # The newest signal is the one that made the report ready, if anything did: what follows goes on in its trace.
                 *others, newest = traces[report_id]
                 with telemetry.part("take signals", newest, others, loopwright__report__id=report_id):
                     await self._take(unit, report_id, facts, now)
+            await unit.note_moves({signal_id: moves for signal_id, (_, moves) in told_late.items()})
 
     async def _take(self, unit: Unit, report_id: str, facts: list[GroupUpdated], now: datetime) -> None:
-        report = await self._resolve(unit, report_id) or await self._open(unit, report_id, facts[0], now)
+        report = await resolve(unit, report_id) or await self._open(unit, report_id, facts[0], now)
         seen: list[SeenSignal] = []
         counts: dict[tuple[datetime, str, str], int] = defaultdict(int)
         for fact in facts:
@@ -99,6 +101,9 @@ class Facts:
                     signal.actor,
                     signal.backfill,
                     counted,
+                    fact.decision.fingerprint,
+                    fact.report_id,
+                    signal.occurred_at,
                 )
             )
             tally(report, seen[-1], signal.occurred_at)
@@ -108,6 +113,9 @@ class Facts:
                 await life.note(unit, report, "verdict_signal", "service:measure", signal.title, now, f"signal:{signal.id}")
             await unit.keep_example(report.id, signal, fact.decision)
         await unit.remember(seen, now)
+        await unit.keep_first_decisions(
+            [FirstDecision(fact.project, fact.report_id, fact.signal, fact.decision, fact.decided_at) for fact in facts]
+        )
         await unit.count(report.id, counts)
         report.people_count += await unit.add_actors(report.id, {item.actor for item in seen if item.actor and item.counted})
         report.updated_at = now
@@ -116,24 +124,16 @@ class Facts:
         await life.consider_promotion(unit, report, self._project(report.project), now)
         await self._consider_waking(unit, report, now)
 
-    async def _resolve(self, unit: Unit, report_id: str) -> Report | None:
-        """The report, or the one it was merged into."""
-        report = await unit.report(report_id)
-        for _ in range(MERGE_HOPS_MAX):
-            if report is None or report.merged_into is None:
-                return report
-            report = await unit.report(report.merged_into)
-        raise Permanent(f"report {report_id} is merged in a circle")
-
     async def _open(self, unit: Unit, report_id: str, fact: GroupUpdated, now: datetime) -> Report:
         signal = fact.signal
         report = Report(
             id=report_id, project=fact.project, title=signal.title, state=ReportState.GATHERING, first_seen=signal.occurred_at,
-            last_seen=signal.occurred_at, opened_at=now, updated_at=now, recurrence_of=fact.recurrence_of,
+            last_seen=signal.occurred_at, opened_at=now, updated_at=now,
+            recurrence_of=fact.recurrence_of if fact.report_id == report_id else None,
         )  # fmt: skip
         reason = fact.decision.reason
         await life.transition(unit, report, ReportState.GATHERING, "service:cluster", reason, now, first=True)
-        if fact.recurrence_of and (earlier := await unit.report(fact.recurrence_of)) is not None:
+        if report.recurrence_of and (earlier := await unit.report(report.recurrence_of)) is not None:
             await life.note(
                 unit, earlier, "recurred", "service:cluster", f"It came back: report {report_id}", now, f"recurrence:{report_id}"
             )
@@ -144,83 +144,11 @@ class Facts:
         if report.state is ReportState.SNOOZED and report.snooze_signals is not None:
             came = report.signal_count - (report.snoozed_at_count or 0)
             if came >= report.snooze_signals:
-                await self._wake(unit, report, f"{came} more signals came", now)
-
-    async def _wake(self, unit: Unit, report: Report, reason: str, now: datetime) -> None:
-        if report.attempt:
-            await life.ask_for_investigation(unit, report, POLICY, reason, now)
-        else:
-            await life.transition(unit, report, ReportState.GATHERING, POLICY, reason, now)
-            await life.consider_promotion(unit, report, self._project(report.project), now)
+                await wake(unit, report, self._project(report.project), f"{came} more signals came", now)
 
     async def regrouped(self, message: Received[ReportsRegrouped]) -> None:
-        """Moves signals between reports after a person merged or split them."""
-        fact = message.payload
-        now = self._clock.now()
-        async with self._store.transaction() as unit:
-            source = await unit.report(fact.from_report_id)
-            if source is None:
-                raise Retryable(f"report {fact.from_report_id} is not known yet")
-            cause = f"regrouped:{message.envelope.id}"
-            if await unit.has_cause(source.id, cause):
-                return
-            target = await unit.report(fact.report_id)
-            if fact.signal_ids is None:
-                if target is None:
-                    raise Retryable(f"report {fact.report_id} is not known yet")
-                await self._absorb(unit, source, target, fact, now, cause)
-            else:
-                await self._split(unit, source, target, fact, now, cause)
-
-    async def _absorb(self, unit: Unit, source: Report, target: Report, fact: ReportsRegrouped, now: datetime, cause: str) -> None:
-        await unit.move_all(source, target)
-        target.signal_count += source.signal_count
-        target.live_count += source.live_count
-        target.weight += source.weight
-        target.first_seen = min(target.first_seen, source.first_seen)
-        target.last_seen = max(target.last_seen, source.last_seen)
-        target.services = sorted({*target.services, *source.services})
-        for name in ("kinds", "releases"):
-            merged = dict(getattr(target, name))
-            for key, number in getattr(source, name).items():
-                merged[key] = merged.get(key, 0) + number
-            setattr(target, name, merged)
-        source.merged_into = target.id
-        source.signal_count = source.live_count = source.people_count = 0
-        source.weight, source.kinds, source.releases = 0.0, {}, {}
-        await life.note(
-            unit, target, "merged", fact.actor, f"Report {source.id} was merged into this one. {fact.reason}".strip(), now, cause
-        )
-        why = fact.reason or f"merged into report {target.id}"
-        await life.transition(unit, source, ReportState.MERGED_INTO, fact.actor, why, now, cause, merged_into=target.id)
-        await life.consider_promotion(unit, target, self._project(target.project), now)
-
-    async def _split(self, unit: Unit, source: Report, target: Report | None, fact: ReportsRegrouped, now: datetime, cause: str) -> None:
-        moved = await unit.seen_of(source.id, fact.signal_ids or ())
-        if not moved:
-            await life.note(unit, source, "split", fact.actor, "None of the signals to split off is here.", now, cause)
-            return
-        if target is None:
-            first, last = min(item.minute for item in moved), max(item.minute for item in moved)
-            target = Report(
-                id=fact.report_id, project=source.project, title=source.title, state=ReportState.GATHERING, first_seen=first,
-                last_seen=last, opened_at=now, updated_at=now,
-            )  # fmt: skip
-            await life.transition(
-                unit, target, ReportState.GATHERING, fact.actor, f"Split from report {source.id}. {fact.reason}".strip(), now, first=True
-            )
-        await unit.move_signals(source, target, moved)
-        for item in moved:
-            tally(target, item, item.minute)
-            tally(source, item, item.minute, sign=-1)
-        examples = await unit.examples(target.id, 1)
-        if examples and target.attempt == 0:
-            target.title = examples[0][0].title
-        await unit.save_report(target)
-        await life.note(
-            unit, source, "split", fact.actor, f"{len(moved)} signals left for report {target.id}. {fact.reason}".strip(), now, cause
-        )
-        await life.consider_promotion(unit, target, self._project(target.project), now)
+        """Carries out a person's word on the grouping."""
+        await self._regrouping.regrouped(message)
 
     # Exposure and deploys
 
@@ -461,31 +389,25 @@ class Facts:
                 and report.snoozed_until <= max(now, timer.due_at)
             ):
                 try:
-                    await self._wake(unit, report, "the snooze is over", now)
+                    await wake(unit, report, self._project(report.project), "the snooze is over", now)
                 except IllegalTransition as error:
                     log.info("snooze_not_ended", report_id=report.id, reason=str(error))
 
 
-def tally(report: Report, signal: SeenSignal, occurred_at: datetime, sign: int = 1) -> None:
-    """Adds a signal to a report's totals, or takes it away."""
-    report.kinds = _add(report.kinds, signal.kind, sign)
-    if signal.service and signal.service not in report.services and sign > 0:
-        report.services = sorted([*report.services, signal.service])[:32]
+def tally(report: Report, signal: SeenSignal, occurred_at: datetime) -> None:
+    """Adds a signal to a report's totals."""
+    report.kinds = {**report.kinds, signal.kind: report.kinds.get(signal.kind, 0) + 1}
+    if signal.service and signal.service not in report.services:
+        report.services = sorted([*report.services, signal.service])[:SERVICES_MAX]
     if not signal.counted:
         return
-    report.signal_count += sign
-    report.weight += sign * signal.weight
-    report.live_count += 0 if signal.backfill else sign
+    report.signal_count += 1
+    report.weight += signal.weight
+    report.live_count += 0 if signal.backfill else 1
     if signal.release:
-        report.releases = _add(report.releases, signal.release, sign)
-    if sign > 0:
-        report.first_seen = min(report.first_seen, occurred_at)
-        report.last_seen = max(report.last_seen, occurred_at)
-
-
-def _add(numbers: dict[str, int], key: str, number: int) -> dict[str, int]:
-    updated = {**numbers, key: numbers.get(key, 0) + number}
-    return {name: value for name, value in updated.items() if value > 0}
+        report.releases = {**report.releases, signal.release: report.releases.get(signal.release, 0) + 1}
+    report.first_seen = min(report.first_seen, occurred_at)
+    report.last_seen = max(report.last_seen, occurred_at)
 
 
 def handlers(facts: Facts) -> dict[str, Any]:

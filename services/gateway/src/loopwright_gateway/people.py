@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from datetime import timedelta
+from typing import Any
 
 from loopwright_common.clock import Clock
 from loopwright_common.contracts.changes import Change, ChangeCommand
 from loopwright_common.contracts.configuration import ProjectConfig
-from loopwright_common.contracts.queries import GroupCommand
+from loopwright_common.contracts.queries import FINGERPRINTS_PER_COMMAND_MAX, GroupCommand
 from loopwright_common.contracts.reports import DismissReason, ReportState
 from loopwright_common.contracts.subjects import COMMANDS_CHANGES, COMMANDS_GROUPS
 from loopwright_common.errors import NotFound, Refused
@@ -15,11 +18,11 @@ from loopwright_common.identifiers import new_id
 
 from loopwright_gateway import life
 from loopwright_gateway.domain import OPEN_WORK, Action, Facts, IllegalTransition, actions
-from loopwright_gateway.handlers import ProjectOf
-from loopwright_gateway.ports import Store, Unit
-from loopwright_gateway.records import ChangeRecord, Report
+from loopwright_gateway.ports import ProjectOf, Store, Unit
+from loopwright_gateway.records import ChangeRecord, Report, WordRecord
 
 INPUTS_MAX = 20
+SIGNALS_PER_COMMAND_MAX = 10_000  # as many as a GroupCommand names
 
 
 class StaleVersion(Refused):
@@ -38,15 +41,19 @@ class People:
         return self._project_of(name) or ProjectConfig(name=name)
 
     async def _load(self, unit: Unit, report_id: str, version: int | None, action: Action) -> Report:
+        report = await self._seen(unit, report_id, version)
+        allowed = actions(await facts_of(unit, report))
+        if action not in allowed:
+            names = ", ".join(item.value for item in allowed) or "nothing"
+            raise Refused(f"{action.value} is not possible while the report is {report.state.value}; possible: {names}")
+        return report
+
+    async def _seen(self, unit: Unit, report_id: str, version: int | None) -> Report:
         report = await unit.report(report_id)
         if report is None:
             raise NotFound(f"report {report_id} does not exist")
         if version is not None and version != report.version:
             raise StaleVersion(f"the report is at version {report.version}, and version {version} was acted on: look at it again")
-        allowed = actions(await facts_of(unit, report))
-        if action not in allowed:
-            names = ", ".join(item.value for item in allowed) or "nothing"
-            raise Refused(f"{action.value} is not possible while the report is {report.state.value}; possible: {names}")
         return report
 
     async def provide_input(self, report_id: str, actor: str, text: str, version: int | None = None) -> Report:
@@ -123,36 +130,111 @@ class People:
         """Asks cluster to put this report's signals into another for good."""
         async with self._store.transaction() as unit:
             report = await self._load(unit, report_id, version, Action.MERGE_INTO)
-            other = await unit.report(other_id)
-            if other is None or other.project != report.project or other.id == report.id or other.state is ReportState.MERGED_INTO:
-                raise Refused(f"report {other_id} is not one of project {report.project} that this can be merged into")
-            await self._group(unit, report, GroupCommand(
-                command_id=new_id(), project=report.project, action="merge", report_id=other.id, other_report_id=report.id,
-                actor=actor, reason=comment, at=self._clock.now(),
-            ))  # fmt: skip
+            await self._other(unit, report, other_id, "this can be merged into")
+            await self._say(unit, report, self._word("merge", report, actor, comment, report_id=other_id, other_report_id=report.id))
             return report
 
-    async def split(self, report_id: str, actor: str, signal_ids: tuple[str, ...], comment: str = "", version: int | None = None) -> Report:
+    async def split(
+        self, report_id: str, actor: str, signal_ids: Sequence[str], fingerprints: Sequence[str], comment: str = "",
+        version: int | None = None,
+    ) -> Report:  # fmt: skip
         """Asks cluster to give some signals a report of their own."""
         async with self._store.transaction() as unit:
             report = await self._load(unit, report_id, version, Action.SPLIT)
-            await self._group(unit, report, GroupCommand(
-                command_id=new_id(), project=report.project, action="split", report_id=report.id, signal_ids=signal_ids,
-                actor=actor, reason=comment, at=self._clock.now(),
-            ))  # fmt: skip
+            word = self._word("split", report, actor, comment)
+            await self._say(unit, report, word, *await self._leaving(unit, report, signal_ids, fingerprints))
             return report
 
-    async def _group(self, unit: Unit, report: Report, command: GroupCommand) -> None:
-        await life.publish(unit, COMMANDS_GROUPS, command, f"command:{command.command_id}", report.id, project=report.project)
-        await life.note(
-            unit,
-            report,
-            f"{command.action}_asked",
-            command.actor,
-            command.reason or command.action,
-            command.at,
-            f"command:{command.command_id}",
-        )
+    async def move(
+        self, report_id: str, actor: str, other_id: str, signal_ids: Sequence[str], fingerprints: Sequence[str], comment: str = "",
+        version: int | None = None,
+    ) -> Report:  # fmt: skip
+        """Asks cluster to put some signals into another report."""
+        async with self._store.transaction() as unit:
+            report = await self._load(unit, report_id, version, Action.MOVE)
+            await self._other(unit, report, other_id, "signals of this can be moved to")
+            word = self._word("move", report, actor, comment, other_report_id=other_id)
+            await self._say(unit, report, word, *await self._leaving(unit, report, signal_ids, fingerprints))
+            return report
+
+    async def never_together(self, report_id: str, actor: str, other_id: str, comment: str = "", version: int | None = None) -> Report:
+        """Tells cluster that two reports are different problems."""
+        async with self._store.transaction() as unit:
+            report = await self._load(unit, report_id, version, Action.NEVER_TOGETHER)
+            await self._other(unit, report, other_id, "this can be kept apart from")
+            await self._say(unit, report, self._word("never_together", report, actor, comment, other_report_id=other_id))
+            return report
+
+    async def undo(self, report_id: str, actor: str, command_id: str, comment: str = "", version: int | None = None) -> Report:
+        """Asks cluster to take back a word on the grouping that is about this report, whatever state the report is in."""
+        async with self._store.transaction() as unit:
+            report = await self._seen(unit, report_id, version)
+            said = await unit.word(command_id)
+            if said is None or report.id not in said.reports:
+                raise NotFound(
+                    f"command {command_id} is not a word on the grouping of report {report_id}; /v1/reports/{report_id}/grouping lists them"
+                )
+            if not said.undoable:
+                why = {
+                    "asked": "it was not carried out yet", "refused": "it was refused, and changed nothing",
+                    "undone": f"it was taken back already, by command {said.undone_by}",
+                }.get(said.state, "it takes back another itself: say again what that said")  # fmt: skip
+                raise Refused(f"command {command_id} cannot be taken back: {why}")
+            await self._say(unit, report, self._word("undo", report, actor, comment, undoes=command_id))
+            return report
+
+    async def _other(self, unit: Unit, report: Report, other_id: str, purpose: str) -> Report:
+        other = await unit.report(other_id)
+        if other is None or other.project != report.project or other.id == report.id or other.state is ReportState.MERGED_INTO:
+            raise Refused(f"report {other_id} is not one of project {report.project} that {purpose}")
+        return other
+
+    async def _leaving(
+        self, unit: Unit, report: Report, signal_ids: Sequence[str], fingerprints: Sequence[str]
+    ) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """What leaves the report, as cluster is told: (signals, fingerprints).
+
+        A fingerprint of which all signals are named goes along. Of a fingerprint that is named, signals that a person put here alone are
+        named too: to cluster their fingerprint is elsewhere. Raises Refused for what is not on the report.
+        """
+        named = await unit.named(report.id, list(dict.fromkeys(signal_ids)))
+        absent = sorted(set(signal_ids) - set(named))
+        if absent:
+            more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
+            raise Refused(f"signals {', '.join(absent[:3])}{more} are not on report {report.id}: they left it, or are no longer kept")
+        of_named = Counter(fingerprint for fingerprint in named.values() if fingerprint)
+        here = await unit.signals_of(report.id, sorted({*of_named, *fingerprints}))
+        foreign = sorted(set(fingerprints) - set(here))
+        if foreign:
+            raise Refused(f"fingerprint {foreign[0][:200]} has no signal on report {report.id}")
+        whole = [fingerprint for fingerprint, number in of_named.items() if number == here[fingerprint]]
+        alone = await unit.alone_of(report.id, sorted({*fingerprints, *whole}), SIGNALS_PER_COMMAND_MAX + 1)
+        signals, leaving = tuple(dict.fromkeys([*named, *alone])), tuple(dict.fromkeys([*fingerprints, *whole]))
+        for what, number, most in (
+            ("signals", len(signals), SIGNALS_PER_COMMAND_MAX), ("fingerprints", len(leaving), FINGERPRINTS_PER_COMMAND_MAX)
+        ):  # fmt: skip
+            if number > most:
+                raise Refused(f"these are {number} {what}; at most {most} leave at a time")
+        return signals, leaving
+
+    def _word(self, action: str, report: Report, actor: str, comment: str, **more: str) -> WordRecord:
+        values: dict[str, Any] = {"report_id": report.id, **more}
+        return WordRecord(new_id(), report.project, action, actor=actor, at=self._clock.now(), reason=comment, **values)
+
+    async def _say(
+        self, unit: Unit, report: Report, word: WordRecord, signal_ids: tuple[str, ...] = (), fingerprints: tuple[str, ...] = ()
+    ) -> None:
+        """Keeps the word, asks cluster to carry it out, and says on the report that it was asked."""
+        command = GroupCommand.model_validate({
+            "command_id": word.command_id, "project": word.project, "action": word.action, "report_id": word.report_id,
+            "other_report_id": word.other_report_id, "signal_ids": signal_ids, "fingerprints": fingerprints, "undoes": word.undoes,
+            "actor": word.actor, "reason": word.reason, "at": word.at,
+        })  # fmt: skip
+        word.fingerprints, word.signals = list(fingerprints), len(signal_ids)
+        await unit.save_word(word)
+        cause = f"command:{word.command_id}"
+        await life.publish(unit, COMMANDS_GROUPS, command, cause, report.id, project=report.project)
+        await life.note(unit, report, f"{word.action}_asked", word.actor, word.reason or word.action.replace("_", " "), word.at, cause)
 
     # Changes
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from loopwright_common import telemetry
-from loopwright_common.contracts.reports import ReportState
+from loopwright_common.contracts.reports import GroupingDecision, ReportState
+from loopwright_common.contracts.signals import Signal
 
 RELEASES_MAX = 100
 
@@ -74,6 +75,86 @@ class SeenSignal:
     actor: str
     backfill: bool
     counted: bool
+    fingerprint: str = ""  # not known of what was counted before fingerprints were kept
+    told_report_id: str = ""  # where the grouping put it; ``report_id`` is where people's words did
+    occurred_at: datetime | None = None  # None: within ``minute``
+
+
+@dataclass(frozen=True)
+class FirstDecision:
+    """Why a fingerprint came to a report: the decision on its first signal there."""
+
+    project: str
+    report_id: str
+    signal: Signal
+    decision: GroupingDecision
+    at: datetime
+
+
+@dataclass
+class WordRecord:
+    """One row of ``words``: what a person said of the grouping, and what came of it."""
+
+    command_id: str
+    project: str
+    action: str
+    report_id: str  # merge: stays; split, move: is left; undo: where things return
+    actor: str
+    at: datetime
+    reason: str = ""
+    other_report_id: str | None = None  # merge: goes; move: where to; never_together: the other; undo: where they were
+    new_report_id: str | None = None
+    undoes: str | None = None
+    fingerprints: list[str] = field(default_factory=list)
+    signals: int = 0  # asked: those named; done: those moved
+    state: str = "asked"
+    refusal: str = ""
+    undone_by: str | None = None
+
+    @property
+    def undoable(self) -> bool:
+        return self.state == "done" and self.action != "undo"
+
+    @property
+    def reports(self) -> list[str]:
+        """The reports that it is about."""
+        return list(dict.fromkeys(item for item in (self.report_id, self.other_report_id, self.new_report_id) if item))
+
+
+@dataclass(frozen=True)
+class FingerprintMove:
+    """A word took a fingerprint from one report to another; what was decided until ``at`` belongs to the other."""
+
+    command_id: str
+    from_report_id: str
+    to_report_id: str
+    at: datetime
+
+
+@dataclass(frozen=True)
+class Carried:
+    """What the signals that a word moves amount to."""
+
+    signals: int = 0
+    signal_count: int = 0  # of those that are occurrences of the problem
+    live_count: int = 0
+    weight: float = 0.0
+    kinds: dict[str, int] = field(default_factory=dict)
+    releases: dict[str, int] = field(default_factory=dict)
+    services: list[str] = field(default_factory=list)
+    first_seen: datetime | None = None
+    last_seen: datetime | None = None
+    title: str = ""  # of the earliest
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What is still known of the signals of a report. ``complete`` is False once some were forgotten for their age."""
+
+    complete: bool
+    services: list[str]
+    first_seen: datetime | None
+    last_seen: datetime | None
 
 
 @dataclass

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
 from loopwright_common.contracts.base import CommitSha, Identifier, Input, Line, ShortText
 from loopwright_common.contracts.changes import CheckRun, ProofLevel, PullRequest, SandboxRun
@@ -12,8 +12,8 @@ from loopwright_common.contracts.investigations import Cost, Investigation
 from loopwright_common.contracts.measurements import Measurement, MeasurementStarted
 from loopwright_common.contracts.queries import ExposureMinute
 from loopwright_common.contracts.reports import DismissReason, GroupingDecision, MinuteCount, ReportState
-from loopwright_common.contracts.signals import Deploy, Signal
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from loopwright_common.contracts.signals import Deploy, Signal, SignalKind
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 T = TypeVar("T")
 
@@ -136,11 +136,85 @@ class TimelineItem(View):
     to_state: ReportState | None
 
 
+class SignalView(View):
+    """What is kept of a signal for as long as it is counted."""
+
+    id: str
+    kind: SignalKind
+    title: str = Field(description="Its own where it is one of the examples, otherwise that of the first signal of its fingerprint.")
+    service: str
+    release: str
+    environment: str
+    occurred_at: datetime
+    weight: float
+    backfill: bool = Field(description="Loaded as history.")
+    counted: bool = Field(description="False for a verdict: it is on the report, but is not an occurrence of the problem.")
+    source: str | None = Field(description="Where it came from; of examples only.")
+
+
+class Moved(View):
+    """The word of a person that put a signal where it is: the latest that was not taken back."""
+
+    command_id: str
+    action: Literal["merge", "split", "move", "never_together", "undo"]
+    actor: str
+    reason: str
+    at: datetime
+    from_report_id: str
+
+
 class Explanation(View):
     """Why a signal is on this report."""
 
-    signal: Signal
-    decision: GroupingDecision
+    signal: SignalView
+    fingerprint: str = Field(description="Empty for what was counted before fingerprints were kept.")
+    decision: GroupingDecision | None = Field(
+        description="The rule, the nearest neighbours with their figures, and similar reports. Where the signal's fingerprint was simply "
+        "known, this is the decision on the fingerprint's first signal. Null when it is not kept."
+    )
+    moved: Moved | None = Field(description="Which person's word moved it here; null when the grouping put it here.")
+    example: Signal | None = Field(description="The signal as it came, where it is one of the report's examples.")
+
+
+class FingerprintView(View):
+    """A fingerprint of a report: what a person picks from to split or move."""
+
+    fingerprint: str = Field(description="Empty for what was counted before fingerprints were kept.")
+    title: str
+    kind: SignalKind
+    rule: str = Field(description="The rule by which its first signal came to the report; empty when it is not kept.")
+    reason: str
+    similar: list[str] = Field(description="Reports that may be the same problem, most probable first.")
+    signals: int = Field(description="How many of its signals are on this report, exactly; signals are kept for `seen_days`.")
+    first_seen: datetime
+    last_seen: datetime
+    example: str = Field(description="The id of one of its signals on this report, an example where there is one.")
+
+
+class WordView(View):
+    """What a person said of the grouping, and what came of it."""
+
+    command_id: str
+    action: Literal["merge", "split", "move", "never_together", "undo"]
+    report_id: str = Field(description="merge: the one that stays; split, move: the one that is left; undo: where things return to.")
+    other_report_id: str | None = Field(description="merge: the one that goes; move: where to; undo: where things were.")
+    new_report_id: str | None = Field(description="split: the report that was made, once it is done.")
+    fingerprints: list[str] = Field(description="Those that go along, with all their signals, past and to come; at most 1,000 are shown.")
+    signals: int = Field(description="asked: the signals named; done: the signals moved.")
+    actor: str
+    reason: str
+    at: datetime
+    state: Literal["asked", "done", "refused", "undone"]
+    refusal: str = Field(description="refused: why; nothing changed then.")
+    undoes: str | None = Field(description="undo: the word that it takes back.")
+    undone_by: str | None
+    undoable: bool
+
+
+class Grouping(View):
+    """What people said of this report's grouping, newest first, at most 1,000 words."""
+
+    words: list[WordView]
 
 
 class Rates(View):
@@ -278,8 +352,36 @@ class MergeInto(Input):
     comment: ShortText = ""
 
 
+class NeverTogether(Input):
+    report_id: Identifier = Field(description="The other report.")
+    comment: ShortText = ""
+
+
+Fingerprint = Annotated[str, StringConstraints(min_length=1, max_length=512, pattern=r"^[^\x00]+$")]
+
+
 class Split(Input):
-    signal_ids: list[Identifier] = Field(min_length=1, max_length=10_000)
+    """At least one signal or fingerprint. A fingerprint leaves with all its signals, those to come too; a signal leaves alone."""
+
+    signal_ids: list[Identifier] = Field(default_factory=list, max_length=10_000)
+    fingerprints: list[Fingerprint] = Field(default_factory=list, max_length=1_000)
+    comment: ShortText = ""
+
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        if not self.signal_ids and not self.fingerprints:
+            raise ValueError("name at least one of signal_ids and fingerprints")
+        return self
+
+
+class Move(Split):
+    """At least one signal or fingerprint, and where they go."""
+
+    report_id: Identifier = Field(description="Where they go.")
+
+
+class Undo(Input):
+    command_id: Identifier = Field(description="The word to take back, as /v1/reports/{id}/grouping names it.")
     comment: ShortText = ""
 
 

@@ -13,25 +13,24 @@ from loopwright_common.contracts.changes import Change
 from loopwright_common.contracts.configuration import ProjectConfig
 from loopwright_common.contracts.investigations import Cost
 from loopwright_common.contracts.measurements import Measurement, MeasurementStarted
-from loopwright_common.contracts.reports import GroupingDecision, ReportState
-from loopwright_common.contracts.signals import Deploy, Signal
+from loopwright_common.contracts.reports import ReportState
+from loopwright_common.contracts.signals import Deploy
 from sqlalchemy import and_, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from loopwright_gateway.adapters import tables as t
+from loopwright_gateway.adapters.explaining import Explaining
 from loopwright_gateway.adapters.store import SqlStore
 from loopwright_gateway.adapters.unit import SqlUnit, change_of, report_of
 from loopwright_gateway.domain import WAITS_FOR_PERSON, actions, priority_rank, waits_for
-from loopwright_gateway.handlers import ProjectOf
 from loopwright_gateway.life import promotion_of
 from loopwright_gateway.people import facts_of
-from loopwright_gateway.ports import ReportQuery
+from loopwright_gateway.ports import ProjectOf, ReportQuery
 from loopwright_gateway.promotion import PromotionDecision
 from loopwright_gateway.records import ChangeRecord, Report, StreamEvent
 from loopwright_gateway.views import (
     ChangeView,
     DeployMark,
-    Explanation,
     PromotionPart,
     PromotionView,
     ReportDetail,
@@ -62,7 +61,7 @@ ORDERS: dict[str, _Order] = {
 }
 
 
-class Inbox:
+class Inbox(Explaining):
     """Implements ports.Inbox."""
 
     def __init__(self, store: SqlStore, project_of: ProjectOf | None = None) -> None:
@@ -145,15 +144,6 @@ class Inbox:
                 )
                 for row in (await connection.execute(statement)).mappings()
             ]  # fmt: skip
-
-    async def explain(self, report_id: str, limit: int) -> list[Explanation]:
-        c = t.examples.c
-        statement = select(c.signal, c.decision).where(c.report_id == report_id).order_by(c.occurred_at, c.signal_id).limit(limit)
-        async with self._store.read() as connection:
-            return [
-                Explanation(signal=Signal.model_validate_json(signal), decision=GroupingDecision.model_validate_json(decision))
-                for signal, decision in (await connection.execute(statement)).all()
-            ]
 
     async def changes(
         self, project: str | None, states: Sequence[str], report_id: str | None, after: list[Any] | None, limit: int

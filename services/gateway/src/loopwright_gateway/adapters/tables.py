@@ -130,7 +130,7 @@ signals_seen = Table(
     "signals_seen",
     metadata,
     Column("signal_id", Id, primary_key=True),
-    Column("report_id", Id, nullable=False, index=True),
+    Column("report_id", Id, nullable=False),
     Column("minute", Instant, nullable=False),
     Column("release", String(512), nullable=False),
     Column("environment", String(64), nullable=False),
@@ -141,6 +141,73 @@ signals_seen = Table(
     Column("backfill", Boolean, nullable=False),
     Column("counted", Boolean, nullable=False),  # a verdict is on the report, but is not an occurrence of the problem
     Column("seen_at", Instant, nullable=False, index=True),
+    Column("fingerprint", String(512), nullable=False, server_default=""),
+    Column("told_report_id", Id, nullable=False, server_default=""),  # where the grouping put it; report_id is where people's words did
+    Column("occurred_at", Instant, nullable=False, server_default="0"),
+    Index("signals_seen_by_report", "report_id", "occurred_at", "signal_id"),
+)
+
+# Why a fingerprint came to a report: the decision on its first signal there, which stands for those that followed as known.
+first_decisions = Table(
+    "first_decisions",
+    metadata,
+    Column("report_id", Id, primary_key=True),  # where the grouping put it
+    Column("fingerprint", String(512), primary_key=True),
+    Column("project", String(64), nullable=False),
+    Column("signal_id", Id, nullable=False),
+    Column("kind", String(32), nullable=False),
+    Column("title", String(512), nullable=False),
+    Column("rule", String(32), nullable=False),
+    Column("signal", Text, nullable=False),
+    Column("decision", Text, nullable=False),
+    Column("at", Instant, nullable=False),
+    Index("first_decisions_by_fingerprint", "project", "fingerprint"),
+)
+
+words = Table(
+    "words",
+    metadata,
+    Column("command_id", Id, primary_key=True),
+    Column("project", String(64), nullable=False),
+    Column("action", String(32), nullable=False),
+    Column("report_id", Id, nullable=False, index=True),  # merge: stays; split, move: is left; undo: where things return
+    Column("other_report_id", Id, index=True),  # merge: goes; move: where to; never_together: the other; undo: where they were
+    Column("new_report_id", Id, index=True),  # split: what was made
+    Column("undoes", Id),
+    Column("fingerprints", Text, nullable=False),  # JSON list
+    Column("signals", Integer, nullable=False),  # asked: those named; done: those moved
+    Column("actor", String(512), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("at", Instant, nullable=False),
+    Column("state", String(16), nullable=False),  # asked, done, refused, undone
+    Column("refusal", Text, nullable=False),
+    Column("undone_by", Id),
+)
+
+# Which signals a word moved, so that exactly they go back. Forgotten as the signals themselves are.
+signal_moves = Table(
+    "signal_moves",
+    metadata,
+    Column("command_id", Id, primary_key=True),
+    Column("signal_id", Id, primary_key=True),
+    Column("from_report_id", Id, nullable=False),
+    Column("to_report_id", Id, nullable=False),
+    Column("alone", Boolean, nullable=False),  # without its fingerprint
+    Column("at", Instant, nullable=False, index=True),
+    Index("signal_moves_by_signal", "signal_id", "at"),
+)
+
+# Where fingerprints went, for facts that were decided before and are told after.
+fingerprint_moves = Table(
+    "fingerprint_moves",
+    metadata,
+    Column("command_id", Id, primary_key=True),
+    Column("fingerprint", String(512), primary_key=True),
+    Column("project", String(64), nullable=False),
+    Column("from_report_id", Id, nullable=False),
+    Column("to_report_id", Id, nullable=False),
+    Column("at", Instant, nullable=False),
+    Index("fingerprint_moves_by_fingerprint", "fingerprint", "project"),
 )
 
 minute_counts = Table(

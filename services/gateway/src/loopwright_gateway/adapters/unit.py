@@ -12,10 +12,10 @@ from loopwright_common.contracts.measurements import Measurement, MeasurementSta
 from loopwright_common.contracts.reports import GroupingDecision, ReportState
 from loopwright_common.contracts.signals import Deploy, Exposure, Signal
 from sqlalchemy import Table, case, delete, func, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from loopwright_gateway.adapters import tables as t
+from loopwright_gateway.adapters.words import WordStatements
 from loopwright_gateway.domain import priority_rank
 from loopwright_gateway.promotion import MinuteWeight
 from loopwright_gateway.records import RELEASES_MAX, ChangeRecord, OutboxItem, Report, SeenSignal, TimelineEntry
@@ -24,7 +24,6 @@ FIRST_EXAMPLES = 10
 EXAMPLES_PER_KIND = 5
 RECENT_EXAMPLES = 10
 OPEN_STATES = ("requested", "working", "in_review")
-CHUNK = 500  # bound parameters per statement: SQLite takes 32,766, PostgreSQL 32,767
 
 
 def report_of(row: Mapping[Any, Any]) -> Report:
@@ -77,16 +76,12 @@ def outbox_item(row: Mapping[Any, Any]) -> OutboxItem:
     )
 
 
-class SqlUnit:
+class SqlUnit(WordStatements):
     """Implements ports.Unit on one connection."""
 
     def __init__(self, connection: AsyncConnection) -> None:
-        self._connection = connection
-        self._postgresql = connection.dialect.name == "postgresql"
+        super().__init__(connection)
         self.calls_after_commit: list[Callable[[], None]] = []
-
-    def _insert(self, table: Table) -> Any:
-        return postgresql.insert(table) if self._postgresql else sqlite.insert(table)
 
     async def execute(self, statement: Any) -> int:
         """Runs a statement of another adapter in this transaction; how many rows it touched."""
@@ -157,7 +152,10 @@ class SqlUnit:
 
     async def remember(self, signals: Sequence[SeenSignal], at: datetime) -> None:
         rows = [
-            {**vars(signal), "minute": t.to_instant(signal.minute), "seen_at": t.to_instant(at)}
+            {
+                **vars(signal), "minute": t.to_instant(signal.minute), "seen_at": t.to_instant(at),
+                "occurred_at": t.to_instant(signal.occurred_at or signal.minute),
+            }
             for signal in signals
         ]  # fmt: skip
         if rows:
@@ -243,61 +241,6 @@ class SqlUnit:
         )
         rows = (await self._connection.execute(statement)).all()
         return [MinuteWeight(t.from_instant(minute), kind, float(weight), int(live)) for minute, kind, weight, live in rows]
-
-    async def seen_of(self, report_id: str, signal_ids: Sequence[str]) -> list[SeenSignal]:
-        found: list[SeenSignal] = []
-        for start in range(0, len(signal_ids), CHUNK):
-            chunk = signal_ids[start : start + CHUNK]
-            statement = select(t.signals_seen).where(t.signals_seen.c.report_id == report_id, t.signals_seen.c.signal_id.in_(chunk))
-            for row in (await self._connection.execute(statement)).mappings():
-                values = dict(row)
-                values.pop("seen_at")
-                values["minute"] = t.from_instant(values["minute"])
-                found.append(SeenSignal(**values))
-        return found
-
-    async def move_all(self, source: Report, target: Report) -> None:
-        """Moves every count, example and person of ``source`` to ``target``."""
-        c = t.minute_counts.c
-        rows = (await self._connection.execute(select(c.minute, c.release, c.environment, c.count).where(c.report_id == source.id))).all()
-        await self.count(
-            target.id, {(t.from_instant(minute), release, environment): number for minute, release, environment, number in rows}
-        )
-        await self._connection.execute(delete(t.minute_counts).where(c.report_id == source.id))
-        people = (await self._connection.execute(select(t.actors.c.actor).where(t.actors.c.report_id == source.id))).scalars().all()
-        target.people_count += await self.add_actors(target.id, people)
-        await self._connection.execute(delete(t.actors).where(t.actors.c.report_id == source.id))
-        for table in (t.signals_seen, t.examples):
-            await self._connection.execute(update(table).where(table.c.report_id == source.id).values(report_id=target.id))
-
-    async def move_signals(self, source: Report, target: Report, moved: Sequence[SeenSignal]) -> None:
-        """Moves some signals with their counts, examples and people."""
-        counts: dict[tuple[datetime, str, str], int] = {}
-        for signal in moved:
-            if signal.counted:
-                key = (signal.minute, signal.release, signal.environment)
-                counts[key] = counts.get(key, 0) + 1
-        await self.count(target.id, counts)
-        await self.count(source.id, {key: -number for key, number in counts.items()})
-        await self._connection.execute(
-            delete(t.minute_counts).where(t.minute_counts.c.report_id == source.id, t.minute_counts.c.count <= 0)
-        )
-        ids = [signal.signal_id for signal in moved]
-        for start in range(0, len(ids), CHUNK):
-            chunk = ids[start : start + CHUNK]
-            for table in (t.signals_seen, t.examples):
-                await self._connection.execute(update(table).where(table.c.signal_id.in_(chunk)).values(report_id=target.id))
-        target.people_count += await self.add_actors(target.id, {signal.actor for signal in moved if signal.actor})
-        seen = t.signals_seen.c
-        left = (
-            (await self._connection.execute(select(seen.actor).distinct().where(seen.report_id == source.id, seen.actor != "")))
-            .scalars()
-            .all()
-        )
-        gone = {signal.actor for signal in moved if signal.actor} - set(left)
-        for actor in sorted(gone):
-            await self._connection.execute(delete(t.actors).where(t.actors.c.report_id == source.id, t.actors.c.actor == actor))
-        source.people_count = max(0, source.people_count - len(gone))
 
     # Exposure and deploys
 

@@ -133,6 +133,7 @@ def decode_cursor(kind: str, cursor: str | None, types: tuple[type, ...]) -> lis
             raise ValueError
         if any(isinstance(value, int) and abs(value) >= 2**62 for value in after):
             raise ValueError
+        "".join(value for value in after if isinstance(value, str)).encode()  # no database takes half a surrogate pair
     except (ValueError, IndexError, UnicodeError) as error:
         raise ProblemError(422, "The cursor is not one of this list in this order: begin again without it.") from error
     return after

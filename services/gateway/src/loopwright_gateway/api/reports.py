@@ -92,10 +92,10 @@ async def _like(parts: Parts, project: str, text: str) -> tuple[str, ...] | None
 @router.get("/{report_id}", responses=READ)
 async def show_report(parts: PartsOf, _: Caller, report_id: Id) -> v.ReportDetail:
     """Everything known of a report."""
-    return await _detail(parts, report_id)
+    return await detail_of(parts, report_id)
 
 
-async def _detail(parts: Parts, report_id: str) -> v.ReportDetail:
+async def detail_of(parts: Parts, report_id: str) -> v.ReportDetail:
     found = await parts.inbox.report(report_id, parts.clock.now())
     if found is None:
         raise ProblemError(404, f"Report {report_id} does not exist.")
@@ -111,21 +111,14 @@ async def show_timeline(
     limit: Annotated[int, Query(ge=1, le=1_000)] = 500,
 ) -> list[v.TimelineItem]:
     """What happened to it, oldest first."""
-    await _exists(parts, report_id)
+    await exists(parts, report_id)
     return await parts.inbox.timeline(report_id, after, limit)
-
-
-@router.get("/{report_id}/explain", responses=READ)
-async def explain(parts: PartsOf, _: Caller, report_id: Id) -> list[v.Explanation]:
-    """Its example signals, each with the rule or the neighbours that put it there."""
-    await _exists(parts, report_id)
-    return await parts.inbox.explain(report_id, 100)
 
 
 @router.get("/{report_id}/usage", responses=READ)
 async def report_usage(parts: PartsOf, _: Caller, report_id: Id) -> v.Usage:
     """What this report cost, stage by stage."""
-    await _exists(parts, report_id)
+    await exists(parts, report_id)
     return await parts.inbox.usage(None, "", report_id)
 
 
@@ -138,7 +131,7 @@ async def show_rates(
     end: Annotated[UtcDatetime | None, Query()] = None,
 ) -> v.Rates:
     """Exact counts per minute and release, exposure and deploys in [start, end); by default the last 24 hours."""
-    project, services = await _exists(parts, report_id)
+    project, services = await exists(parts, report_id)
     end = end or parts.clock.now() + timedelta(minutes=1)
     start = start or end - timedelta(days=1)
     _check_window(start, end)
@@ -158,7 +151,7 @@ def _check_window(start: datetime, end: datetime) -> None:
         raise ProblemError(422, f"The window must end after it starts and be at most {RATES_DAYS_MAX} days long.")
 
 
-async def _exists(parts: Parts, report_id: str) -> tuple[str, list[str]]:
+async def exists(parts: Parts, report_id: str) -> tuple[str, list[str]]:
     found = await parts.inbox.services_of(report_id)
     if found is None:
         raise ProblemError(404, f"Report {report_id} does not exist.")
@@ -169,7 +162,7 @@ async def _exists(parts: Parts, report_id: str) -> tuple[str, list[str]]:
 async def provide_input(parts: PartsOf, account: Responder, report_id: Id, body: v.ProvideInput, version: Version) -> v.ReportDetail:
     """Answers what it waits for; it is looked into again with the answer."""
     await parts.people.provide_input(report_id, actor(account), body.text, version)
-    return await _detail(parts, report_id)
+    return await detail_of(parts, report_id)
 
 
 @router.post("/{report_id}/actions/start_work", responses=WRITE)
@@ -178,46 +171,32 @@ async def start_work(
 ) -> v.ReportDetail:
     """Asks for the change. 409 names the cap that does not let it."""
     await parts.people.start_work(report_id, actor(account), version)
-    return await _detail(parts, report_id)
+    return await detail_of(parts, report_id)
 
 
 @router.post("/{report_id}/actions/dismiss", responses=WRITE)
 async def dismiss(parts: PartsOf, account: Responder, report_id: Id, body: v.Dismiss, version: Version) -> v.ReportDetail:
     """Closes it without a change. After the reason ``fixed`` a recurrence opens a linked report."""
     await parts.people.dismiss(report_id, actor(account), body.reason, body.comment, version)
-    return await _detail(parts, report_id)
+    return await detail_of(parts, report_id)
 
 
 @router.post("/{report_id}/actions/snooze", responses=WRITE)
 async def snooze(parts: PartsOf, account: Responder, report_id: Id, body: v.Snooze, version: Version) -> v.ReportDetail:
     """Quiet for some seconds, or for so many more signals, whichever comes first."""
     await parts.people.snooze(report_id, actor(account), seconds=body.seconds, signals=body.signals, version=version)
-    return await _detail(parts, report_id)
+    return await detail_of(parts, report_id)
 
 
 @router.post("/{report_id}/actions/suppress", responses=WRITE)
 async def suppress(parts: PartsOf, account: Responder, report_id: Id, version: Version, body: v.Comment | None = None) -> v.ReportDetail:
     """Counts on, quietly, for good."""
     await parts.people.suppress(report_id, actor(account), body.comment if body else "", version)
-    return await _detail(parts, report_id)
+    return await detail_of(parts, report_id)
 
 
 @router.post("/{report_id}/actions/reopen", responses=WRITE)
 async def reopen(parts: PartsOf, account: Responder, report_id: Id, version: Version, body: v.Comment | None = None) -> v.ReportDetail:
     """Looks into it afresh."""
     await parts.people.reopen(report_id, actor(account), body.comment if body else "", version)
-    return await _detail(parts, report_id)
-
-
-@router.post("/{report_id}/actions/merge_into", responses=WRITE, status_code=202)
-async def merge_into(parts: PartsOf, account: Responder, report_id: Id, body: v.MergeInto, version: Version) -> v.ReportDetail:
-    """Puts its signals, and those to come, into another report. Carried out by the grouping a moment later."""
-    await parts.people.merge_into(report_id, actor(account), body.report_id, body.comment, version)
-    return await _detail(parts, report_id)
-
-
-@router.post("/{report_id}/actions/split", responses=WRITE, status_code=202)
-async def split(parts: PartsOf, account: Responder, report_id: Id, body: v.Split, version: Version) -> v.ReportDetail:
-    """Gives some of its signals a report of their own. Carried out by the grouping a moment later."""
-    await parts.people.split(report_id, actor(account), tuple(body.signal_ids), body.comment, version)
-    return await _detail(parts, report_id)
+    return await detail_of(parts, report_id)
