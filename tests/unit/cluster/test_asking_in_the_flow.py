@@ -155,3 +155,18 @@ async def test_a_shadow_is_compared_once_for_each_new_fingerprint(new_flow):
     judged = sum(1 for fact in facts if fact.decision.rule in ("new", "similarity"))
     compared = flow.judging.comparison.of("shop")
     assert compared.agreed + compared.differed == judged
+
+
+async def test_a_report_that_its_sender_set_apart_is_not_offered_to_a_model(new_flow):
+    signals, _ = stream(1, 140)
+    texts = ("issue", "ticket")
+    apart = [
+        signal.model_copy(update={"fingerprint": (signal.id,)}) if signal.kind in texts and number % 2 else signal
+        for number, signal in enumerate(signals)
+    ]
+    explicit = {signal.id for signal in apart if signal.fingerprint}
+    knows = Knows({signal.id: 0 for signal in apart})  # to this one all are the same
+    await (await new_flow(everything_asked(knows))).take(*apart)
+    asked = [pair for call in knows.calls for pair in call]
+    assert asked
+    assert not explicit & {signal_id for newcomer, offered in asked for signal_id in (newcomer, *offered)}

@@ -178,15 +178,16 @@ async def _as_answered(
     inquiry: Inquiry, neighbourhood: Neighbourhood, newcomer: Exemplar, judgement: v2.Judgement, standing: Standing
 ) -> v2.Judgement:
     """The judgement with the model's answer, where there is one that is still among what is likely."""
-    if not judgement.unsure:
+    # A sender's own fingerprint sets a report apart, also from what a model says.
+    likely = tuple(item for item in judgement.unsure if not item.match.exemplar.explicit)
+    if not likely:
         inquiry.sure(newcomer)
         return judgement
-    named = inquiry.about(newcomer, judgement.unsure)
+    named = inquiry.about(newcomer, likely)
     if named is None:
         return judgement
     # The answer is about two texts. The report that the other one is in now may be another than when the question was put.
     report_id, _ = await standing(neighbourhood.as_decided(named))
-    likely = judgement.unsure
     same_text = (item for item in likely if item.match.exemplar.fingerprint == named.fingerprint)
     same_report = (item for item in likely if item.match.exemplar.report_id == report_id)
     chosen = next(same_text, None) or next(same_report, None)
