@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
 
 import pytest_asyncio
-from loopwright_common.contracts.configuration import ProjectConfig
+from loopwright_common.contracts.configuration import ProjectConfig, PublishedProject
+from loopwright_common.contracts.signals import Exposure
 from loopwright_common.testing.clock import FakeClock
 from loopwright_common.testing.memory_bus import Broker, MemoryBus
 from loopwright_gateway.adapters.store import SqlStore
@@ -77,3 +79,30 @@ async def test_a_configuration_on_the_bus_that_cannot_be_read_stops_nothing(repl
     await bucket.put("project.odd", b"{")
     await one.catalogue.apply(config(5))
     await in_force(other, 5)
+
+
+async def test_settings_that_a_project_does_not_use_are_not_published(replicas: list[Service]) -> None:
+    one, other = replicas
+    said = {"name": "shop", "promotion": {"half_life": 3600.0, "kind_weights": {"log": 0.5}}, "services": [{"name": "shop"}]}
+    await one.catalogue.apply(ProjectConfig.model_validate(said))
+    bucket = await one.bus.key_value("config")
+    async with asyncio.timeout(20):
+        while (entry := await bucket.get("project.shop")) is None:
+            await asyncio.sleep(0.01)
+    assert json.loads(entry.value)["config"] == said  # what an older service does not know would make it refuse the whole
+    assert PublishedProject.model_validate_json(entry.value) == (await other.catalogue.all())[0]
+    assert (await other.catalogue.apply(ProjectConfig.model_validate(said))).outcome == "unchanged"
+
+
+async def test_what_is_older_than_the_settings_keep_is_forgotten(replicas: list[Service], fake_clock: FakeClock) -> None:
+    one, _ = replicas
+    old = fake_clock.now()
+    async with one.store.transaction() as unit:
+        for days in (0, 30, 400):
+            minute = old + timedelta(days=days)
+            item = Exposure(id=f"e{days}", project="shop", service="shop", minute=minute, count=1)
+            await unit.add_exposure([item], minute)
+    fake_clock.advance(timedelta(days=410))
+    assert await one.prune() == 1 + 2  # a minute of 410 days ago, and the ids of all but the last
+    _, exposure, _ = await one.store.rates("shop", None, ["shop"], "", old, fake_clock.now(), 10)
+    assert [(found["minute"] - old).days for found in exposure] == [30, 400]

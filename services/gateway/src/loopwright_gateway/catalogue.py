@@ -91,7 +91,7 @@ class Catalogue:
 
     async def apply(self, config: ProjectConfig, *, dry_run: bool = False) -> Applied:
         """Makes a project what ``config`` says. Raises Refused over the limit of projects."""
-        body = config.model_dump_json()
+        body = json.dumps(_set(config))
         async with self._store.transaction() as unit:
             known = await unit.project(config.name)
             if known is None:
@@ -173,7 +173,17 @@ class Catalogue:
 
     async def _publish(self, unit: Unit, project: PublishedProject) -> None:
         key = f"{KEY_PREFIX}{project.config.name}"
-        await unit.enqueue(OutboxItem(CONFIG, {}, f"{key}:{project.revision}", key, project.model_dump_json()))
+        payload = project.model_dump(mode="json") | {"config": _set(project.config)}
+        await unit.enqueue(OutboxItem(CONFIG, {}, f"{key}:{project.revision}", key, json.dumps(payload)))
+
+
+def _set(config: ProjectConfig) -> dict[str, Any]:
+    """The configuration as it is kept and published: only what differs from the defaults.
+
+    A service of the release before refuses a setting that it does not know. So that it goes on while an upgrade rolls, and after a
+    rollback, a new setting is there only once a project uses it.
+    """
+    return config.model_dump(mode="json", exclude_defaults=True)
 
 
 async def _published_revisions(bus: Bus) -> AsyncIterator[tuple[str, int]]:
