@@ -263,7 +263,8 @@ def _fact(command: GroupCommand, word: WordRecord) -> ReportsRegrouped:
         report_id=word.target,
         from_report_id=word.source,
         signal_ids=None if word.action == "merge" else command.signal_ids if moves and not word.refused else (),
-        fingerprints=tuple(word.moved) or word.returning,
+        # An undo of what a merge has brought together since leaves everything where it is.
+        fingerprints=(tuple(word.moved) or word.returning) if word.target != word.source else (),
         undoes=word.undoes,
         refused=word.refused,
         actor=word.actor,
