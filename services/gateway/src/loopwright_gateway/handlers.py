@@ -78,6 +78,10 @@ class Facts:
                 *others, newest = traces[report_id]
                 with telemetry.part("take signals", newest, others, loopwright__report__id=report_id):
                     await self._take(unit, report_id, facts, now)
+            counted = [fact for facts in by_report.values() for fact in facts]
+            await unit.keep_first_decisions(
+                [FirstDecision(fact.project, fact.report_id, fact.signal, fact.decision, fact.decided_at) for fact in counted]
+            )
             await unit.note_moves({signal_id: moves for signal_id, (_, moves) in told_late.items()})
 
     async def _take(self, unit: Unit, report_id: str, facts: list[GroupUpdated], now: datetime) -> None:
@@ -113,9 +117,6 @@ class Facts:
                 await life.note(unit, report, "verdict_signal", "service:measure", signal.title, now, f"signal:{signal.id}")
             await unit.keep_example(report.id, signal, fact.decision)
         await unit.remember(seen, now)
-        await unit.keep_first_decisions(
-            [FirstDecision(fact.project, fact.report_id, fact.signal, fact.decision, fact.decided_at) for fact in facts]
-        )
         await unit.count(report.id, counts)
         report.people_count += await unit.add_actors(report.id, {item.actor for item in seen if item.actor and item.counted})
         report.updated_at = now
@@ -401,6 +402,8 @@ def tally(report: Report, signal: SeenSignal, occurred_at: datetime) -> None:
         report.services = sorted([*report.services, signal.service])[:SERVICES_MAX]
     if not signal.counted:
         return
+    if report.signal_count == 0:  # a verdict may have opened it, and is no occurrence
+        report.first_seen = report.last_seen = occurred_at
     report.signal_count += 1
     report.weight += signal.weight
     report.live_count += 0 if signal.backfill else 1
