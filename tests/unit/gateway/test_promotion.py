@@ -311,6 +311,28 @@ async def test_after_a_merge_and_a_split_the_figures_are_those_of_the_signals_th
     assert len([fact for fact in await gateway.sent(s.REPORTS_READY) if fact.report.id == "r1"]) == 1
 
 
+async def test_signals_that_are_moved_count_where_they_are_and_once(gateway: Any) -> None:
+    gateway.config["promotion"] = {
+        "minimum_weight": 4,
+        "kind_weights": {"ticket": 2},
+        "minimum_people": 2,
+        "half_life": 600,
+        "group_wait": 0,
+    }
+    for number, actor in enumerate(["ada", "bo", "bo"]):
+        await _say(gateway, f"a{number}", "r1", actor=actor)
+    await _say(gateway, "b0", "r2", kind="ticket", actor="ada")
+    assert (await _shown(gateway, "r2")).promotion.reason == "weight 2 of 4 and people 1 of 2 so far"
+
+    move = gateway.regrouped("r2", "r1", ("a1", "a2")).model_copy(update={"action": "move"})
+    for _ in range(3):
+        await gateway.give(s.GROUPS_REGROUPED, move)
+    assert await gateway.state("r2") == "ready"
+    assert (await gateway.timeline("r2"))[-1].reason.startswith("weight 4 reached 4 (exception 2, ticket 2, halved every 10 min), 2 people")
+    assert (await _shown(gateway, "r1")).promotion.reason == "weight 1 of 4 and people 1 of 2 so far"
+    assert len([fact for fact in await gateway.sent(s.REPORTS_READY) if fact.report.id == "r2"]) == 1
+
+
 async def test_a_flood_that_cannot_be_ready_yet_is_not_read_again(gateway: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     gateway.config["promotion"] = {"minimum_people": 1, "kind_weights": {"log": 0.5}, "half_life": 600}
     await _say(gateway, "l0", kind="log")
