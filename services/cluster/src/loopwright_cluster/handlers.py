@@ -539,7 +539,7 @@ class _Batch:
         if grouped.recurrence_of is not None or decision.report_id is None:
             return grouped.report_id
         if self._inquiry is None or newcomer.fingerprint not in self._inquiry.given:
-            return decision.candidates[0].match.exemplar.report_id
+            return next(item for item in decision.candidates if item.report_id == decision.report_id).match.exemplar.report_id
         never_opened = report_id_for(grouped.signal)
         self._records.give(newcomer.project, never_opened, grouped.report_id)
         return never_opened
