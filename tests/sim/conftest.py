@@ -123,7 +123,7 @@ class World:
         """A process of the service; when the fuse blows it is gone, with all it had in hand. Returns its bus."""
         memory = MemoryBus("cluster", broker=self.broker)
         bus: Any = MortalBus(memory, fuse)
-        index: Any = Mortal(self.index, fuse, "nearest", "spread", "upsert", "missing", "hybrid")
+        index: Any = Mortal(self.index, fuse, "nearest", "spread", "upsert", "missing", "hybrid", "move", "assign")
         service = Service(bus, HashingEmbedding(), index, self.clock, batch_max=batch_max)
         with contextlib.suppress(Died):
             await service.start()
