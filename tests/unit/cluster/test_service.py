@@ -12,16 +12,19 @@ from loopwright_cluster.adapters.qdrant_edge import QdrantEdgeIndex
 from loopwright_cluster.app import Service, create_app
 from loopwright_cluster.embedding.hashing import HashingEmbedding
 from loopwright_cluster.settings import ClusterSettings
+from loopwright_cluster.word_records import Words
 from loopwright_common.bus import ConsumerSpec, Outgoing
 from loopwright_common.clock import SystemClock
-from loopwright_common.contracts.queries import GroupCommand, SearchQuery
+from loopwright_common.contracts.queries import EvaluationQuery, GroupCommand, SearchQuery, ShadowQuery
 from loopwright_common.contracts.reports import ReportTransitioned
 from loopwright_common.contracts.subjects import (
     COMMANDS_GROUPS,
+    EVALUATION_QUERY,
     GROUPS_REGROUPED,
     GROUPS_UPDATED,
     REPORTS_TRANSITIONED,
     SEARCH_QUERY,
+    SHADOW_QUERY,
     SIGNALS,
 )
 
@@ -98,6 +101,46 @@ async def test_signals_become_facts_questions_are_answered_and_commands_obeyed(b
     await bus.publish(announce(crash("s-after", place="search")))
     await listener.until(lambda heard: len(heard.facts) == 121)
     assert listener.facts[-1].report_id == reports["KeyError: in checkout"]
+    await service.index.close()
+
+
+async def test_people_words_outlive_the_service_and_are_evaluated(bus, crash, tmp_path):
+    listener = await Listener().start(bus)
+    service = await start(bus, tmp_path / "vectors")
+    await bus.publish_batch([announce(crash("s1")), announce(crash("s2", place="search")), announce(crash("s3", place="login"))])
+    await listener.until(lambda heard: len(heard.facts) == 3)
+    one, two, three = (fact.report_id for fact in sorted(listener.facts, key=lambda fact: fact.signal.id))
+    moved = next(fact.decision.fingerprint for fact in listener.facts if fact.signal.id == "s2")
+
+    async def say(number, action, report_id, **fields):
+        command = GroupCommand(
+            command_id=f"c{number}",
+            project="shop",
+            action=action,
+            report_id=report_id,
+            actor="person:alice",
+            at=SystemClock().now(),
+            **fields,
+        )
+        await bus.publish(Outgoing(COMMANDS_GROUPS, command, f"c{number}", {"project": "shop"}))
+        await listener.until(lambda heard: len(heard.regrouped) == number)
+        return listener.regrouped[-1]
+
+    assert not (await say(1, "move", two, other_report_id=one, fingerprints=(moved,))).refused
+    assert not (await say(2, "never_together", one, other_report_id=three)).refused
+    await service._words.stop()
+    await service._records.stop()
+
+    words = await Words.open(bus)  # as the next process reads them
+    await words.start()
+    assert {word.command_id for _, _, word in words.constraints("shop").pairs} == {"c2"}
+    assert words.constraints("shop").apart.keys() == {moved}
+    await words.stop()
+    assert "(command c2)" in (await say(3, "merge", three, other_report_id=one)).refused
+    evaluated = await bus.ask(EVALUATION_QUERY, EvaluationQuery(project="shop"))
+    assert (evaluated.same, evaluated.apart, evaluated.version) == (1, 2, "v2")
+    compared = await bus.ask(SHADOW_QUERY, ShadowQuery(project="shop"))
+    assert (compared.shadow, compared.version) == ("", "v2")
     await service.index.close()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any
 
 import structlog
@@ -28,6 +29,9 @@ SEARCH_FACTOR = 3  # exemplars asked for per report wanted: a report has several
 REINDEX_AT_ONCE = 200  # records read, embedded and stored together when the index is filled again
 
 REGROUPED = Counter("loopwright_cluster_words", "What people said of the grouping.", ["action", "outcome"])
+# Another replica, which groups the project's signals, hears of a word by watching: until then it tells of them where they were.
+HEARD_WITHIN = timedelta(seconds=1)
+
 log = structlog.get_logger()
 
 
@@ -183,7 +187,7 @@ class Regrouping:
             await self._repoint(word)
         elif word.action == "undo":
             await self._take_back(word)
-        # Not the time of the command: what was decided until now may have been told of where it was, and nothing is after this.
+        # Not the time of the command: what was decided until now may have been told of where it was.
         word = word.model_copy(update={"done_at": self._clock.now()})
         await self._words.write(word, revision)
         return word
@@ -269,7 +273,7 @@ def _fact(command: GroupCommand, word: WordRecord) -> ReportsRegrouped:
         refused=word.refused,
         actor=word.actor,
         reason=word.reason,
-        at=word.done_at,
+        at=word.done_at if word.refused else word.done_at + HEARD_WITHIN,
     )
 
 
