@@ -5,8 +5,8 @@ The rows go, one by one and in order, through the cluster service's handler: in-
 the K earlier reports that fit best. A row of one line goes in as a log line, one with frames as an exception, all others as issues by people.
 
 When the rows have a `group`, figures are printed after the stream: of the rows from `--scored-from` on (the first half is what the matcher
-was fitted to when the file is the development set). The baseline is `score.py`'s TF-IDF, from `../shared` or LOOPWRIGHT_BENCH_DATA; where
-it is missing, that is said and only the product's figures are printed. `--curve FILE` writes the whole trade-off as CSV and SVG.
+was fitted to when the file is the development set). The TF-IDF baseline of the public data's `score.py` is computed on the same rows.
+`--curve FILE` writes the whole trade-off as CSV and SVG; `--upper-bound` streams once more, with a perfect adjudicator in a model's place.
 """
 
 # ruff: noqa: E501  the drawing's and the figures' lines read better whole
@@ -16,13 +16,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import hashlib
-import importlib.util
 import json
 import logging
-import os
 import sys
 import tempfile
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,10 +30,13 @@ import numpy as np
 import numpy.typing as npt
 import structlog
 from loopwright_cluster.adapters.qdrant_edge import QdrantEdgeIndex
+from loopwright_cluster.adjudication import Question
 from loopwright_cluster.app import open_embedding
 from loopwright_cluster.costly import CostlyPath
+from loopwright_cluster.domain import Exemplar
 from loopwright_cluster.fingerprinting import Fingerprinting
 from loopwright_cluster.grouping import v2
+from loopwright_cluster.grouping.matcher import fitted
 from loopwright_cluster.handlers import ProjectLocks, SignalGrouping
 from loopwright_cluster.judging import Judging
 from loopwright_cluster.records import Records
@@ -47,18 +48,33 @@ from loopwright_common.contracts.subjects import SIGNALS
 from loopwright_common.testing.memory_bus import MemoryBus
 
 from bench.rows import kinds_of, load, signal_of
+from bench.training import baseline
 
-DATA = Path(os.environ.get("LOOPWRIGHT_BENCH_DATA", str(Path(__file__).parents[2] / "shared" / "data"))) / "grouping"
 BATCH = 50
-ASKED_SHARE = 0.20
-OFFERED = 10
+
+
+class Knows:
+    """The perfect adjudicator: answers from the labels. What it makes of the stream is an upper bound, not a result."""
+
+    def __init__(self, rows: list[dict[str, Any]]) -> None:
+        self._labels = {f"row-{number}": str(row["group"]) for number, row in enumerate(rows)}
+        self.asked: list[int] = []
+
+    async def choose(self, questions: Sequence[Question]) -> list[int]:
+        self.asked += [row_of(question.newcomer) for question in questions]
+        return [self._answer(question) for question in questions]
+
+    def _answer(self, question: Question) -> int:
+        label = self._labels[question.newcomer.signal_id]
+        offered = [self._labels[item.signal_id] for item in question.candidates]
+        return offered.index(label) + 1 if label in offered else 0
 
 
 class Recorded(Judging):
     """The product's judging, remembering what it judged by new signal."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, adjudicator: Knows | None = None) -> None:
+        super().__init__(adjudicator=adjudicator)
         self.judged: dict[str, v2.Judgement] = {}
 
     async def decide(self, index: Any, neighbourhood: Any, newcomer: Any, *rest: Any) -> v2.Judgement:
@@ -94,13 +110,19 @@ class KeptVectors:
             np.savez(self._file, names=np.array(list(self._kept)), vectors=np.stack(list(self._kept.values())))
 
 
-async def stream(rows: list[dict[str, Any]], cache: Path | None) -> tuple[list[str], list[v2.Judgement | None]]:
+def row_of(exemplar: Exemplar) -> int:
+    return int(exemplar.signal_id.removeprefix("row-"))
+
+
+async def stream(
+    rows: list[dict[str, Any]], cache: Path | None, adjudicator: Knows | None = None
+) -> tuple[list[str], list[v2.Judgement | None]]:
     """Each row's report, and how it was judged where its fingerprint was new."""
     bus = MemoryBus("cluster")
     records = await Records.open(bus)
     fingerprinting = await Fingerprinting.open(bus)
     await fingerprinting.start()
-    embedding, judging = KeptVectors(open_embedding(ClusterSettings()), cache), Recorded()
+    embedding, judging = KeptVectors(open_embedding(ClusterSettings()), cache), Recorded(adjudicator)
     reports: dict[str, str] = {}
     with tempfile.TemporaryDirectory(prefix="loopwright-bench-") as folder:
         index = QdrantEdgeIndex(Path(folder), embedding.dimensions)
@@ -146,36 +168,9 @@ def received(signal: Any, number: int) -> Received[Any]:
 # ---------------------------------------------------------------------- figures
 
 
-def attach(gold: Sequence[str], found: Sequence[str], scored: range) -> dict[str, float]:
-    """Arrival-level figures: was "new problem?" and "which report?" decided rightly, given everything before it (as score.py counts)."""
-    seen: set[str] = set()
-    members: dict[str, Counter[str]] = defaultdict(Counter)
-    right = joined = needed = new = kept_new = 0
-    for number, (label, report) in enumerate(zip(gold, found, strict=True)):
-        if number in scored:
-            known, joins = label in seen, bool(members[report])
-            needed, joined = needed + known, joined + joins
-            right += joins and known and members[report].most_common(1)[0][0] == label
-            new, kept_new = new + (not known), kept_new + (not known and not joins)
-        seen.add(label)
-        members[report][label] += 1
-    precision, recall = right / joined if joined else 0.0, right / needed if needed else 0.0
-    f1 = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
-    return {
-        "needed": needed,
-        "joins": joined,
-        "precision": precision,
-        "recall": recall,
-        "f1": f1,
-        "false_merges": 1 - kept_new / new if new else 0,
-    }
-
-
 def ranked_rows(judged: Sequence[v2.Judgement | None]) -> list[list[tuple[int, float]]]:
     """For each row the earlier rows that stand for its candidates, best first, with their probability."""
-    return [
-        [(int(item.match.exemplar.signal_id.removeprefix("row-")), item.score) for item in (one.ranked if one else ())] for one in judged
-    ]
+    return [[(row_of(item.match.exemplar), item.score) for item in (one.ranked if one else ())] for one in judged]
 
 
 def recalls(gold: Sequence[str], found: Sequence[str], ranked: list[list[tuple[int, float]]], scored: range) -> list[float]:
@@ -194,30 +189,6 @@ def recalls(gold: Sequence[str], found: Sequence[str], ranked: list[list[tuple[i
         seen.add(label)
         labels[found[number]].add(label)
     return [hit / max(1, needed) for hit in hits]
-
-
-def adjudicated(gold: Sequence[str], ranked: list[list[tuple[int, float]]], scored: range) -> tuple[float, float]:
-    """Attach F1 and recall with a perfect adjudicator asked, in the stream's order, while a fifth of the rows so far is not used up.
-
-    It is asked about the rows whose best candidate is likeliest: the bar is the probability that a fifth of the last 1,000 rows exceeded,
-    so nothing of the future is used. It is shown the first ten candidates and picks the right one, or none.
-    """
-    seen: set[str] = set()
-    asked = right = needed = 0
-    recent: list[float] = []
-    for number, label in enumerate(gold):
-        best = ranked[number][0][1] if ranked[number] else 0.0
-        bar = float(np.quantile(recent[-1_000:], 1 - ASKED_SHARE)) if len(recent) >= 50 else 0.5
-        recent.append(best)
-        if number in scored:
-            known = label in seen
-            needed += known
-            if best >= bar and asked < ASKED_SHARE * (number - scored.start + 1):
-                asked += 1
-                right += known and any(gold[row] == label for row, _ in ranked[number][:OFFERED])
-        seen.add(label)
-    recall = right / max(1, needed)
-    return 2 * recall / (1 + recall), asked / max(1, len(scored))
 
 
 def curve_of(gold: Sequence[str], ranked: list[list[tuple[int, float]]], scored: range) -> list[tuple[float, float, float, float, float]]:
@@ -264,7 +235,7 @@ def write_curve(curve: list[tuple[float, float, float, float, float]], path: Pat
         f'<text x="{left - 8}" y="{top + height - y / 0.5 * height + 4:.0f}" text-anchor="end">{y:.1f}</text>'
         for y in (0, 0.1, 0.2, 0.3, 0.4, 0.5)
     )
-    here = next((point for point in reversed(curve) if point[0] >= v2.JOIN_PROBABILITY_MIN), None)
+    here = next((point for point in reversed(curve) if point[0] >= fitted().thresholds.join), None)
     dot = (
         f'<circle cx="{left + here[4] / 0.2 * width:.1f}" cy="{top + height - here[3] / 0.5 * height:.1f}" r="5" fill="#b3261e"/>'
         if here
@@ -281,25 +252,6 @@ def write_curve(curve: list[tuple[float, float, float, float, float]], path: Pat
     )
 
 
-def baseline(rows: list[dict[str, Any]], tune: list[dict[str, Any]], scored: range) -> dict[str, Any] | None:
-    """score.py's TF-IDF on the same rows: recall@1/5/10 and attach figures, tuned on ``tune``; None when score.py is not there."""
-    path = DATA / "score.py"
-    if not path.exists():
-        return None
-    try:
-        spec = importlib.util.spec_from_file_location("score", path)
-        assert spec is not None
-        assert spec.loader is not None
-        score: Any = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(score)
-    except ImportError as error:
-        print(f"the baseline's script needs {error.name}, which is not installed: only the product's figures follow")
-        return None
-    from bench.training.baseline import figures
-
-    return figures(score, rows, tune, scored)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m bench.grouping", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -312,6 +264,11 @@ def main() -> None:
         "--tune", type=Path, help="rows the baseline is tuned on (default: the rows before --scored-from, else the first 40 %%)"
     )
     parser.add_argument("--curve", type=Path, help="write the trade-off curve as CSV and SVG under this name")
+    parser.add_argument(
+        "--upper-bound",
+        action="store_true",
+        help="stream once more, with an adjudicator that knows the labels and may be asked as a model may",
+    )
     parser.add_argument("--cache", type=Path, help="a folder for vectors, kept between runs")
     options = parser.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
@@ -329,13 +286,11 @@ def main() -> None:
         print("no labels in the file: no figures")
         return
     gold, scored = [str(row["group"]) for row in rows], range(options.scored_from, len(rows))
-    figures, recall = attach(gold, reports, scored), recalls(gold, reports, ranked, scored)
+    figures, recall = baseline.attach(gold, reports, scored), recalls(gold, reports, ranked, scored)
     print(f"{options.file.name}: {len(rows)} rows, scored {len(scored)}, {figures['needed']:.0f} with an earlier mate, no model")
     print(f"suggestions  recall@1/5/10  {recall[0]:.3f} / {recall[1]:.3f} / {recall[2]:.3f}")
     print(f"decisions    attach P {figures['precision']:.3f} R {figures['recall']:.3f} F1 {figures['f1']:.3f}, {figures['joins']:.0f} joins, "
           f"false-merge rate {figures['false_merges']:.4f}")  # fmt: skip
-    upper, asked = adjudicated(gold, ranked, scored)
-    print(f"upper bound, not a result: a perfect adjudicator asked about {asked:.2f} of the rows: attach F1 {upper:.3f}")
     curve = curve_of(gold, ranked, scored)
     for limit in (0.005, 0.01, 0.02, 0.035, 0.05, 0.07, 0.1):
         within = [point for point in curve if point[4] <= limit]
@@ -346,20 +301,27 @@ def main() -> None:
     if options.curve:
         write_curve(curve, options.curve)
     tune = load(options.tune) if options.tune else rows[: options.scored_from or int(len(rows) * 0.4)]
-    compared = baseline(rows, tune, scored)
-    if compared is None:
-        print(f"no baseline: {DATA / 'score.py'} is not usable here")
-        return
+    print_baseline(baseline.figures(rows, tune, scored), figures, recall)
+    if options.upper_bound:
+        knows = Knows(rows)
+        upper = baseline.attach(gold, asyncio.run(stream(rows, options.cache, knows))[0], scored)
+        asked = sum(number in scored for number in knows.asked) / max(1, len(scored))
+        print(f"upper bound, not a result: the same stream with a perfect adjudicator, asked about {asked:.3f} of the rows:")
+        print(f"             attach P {upper['precision']:.3f} R {upper['recall']:.3f} F1 {upper['f1']:.3f}, "
+              f"false-merge rate {upper['false_merges']:.4f}")  # fmt: skip
+
+
+def print_baseline(compared: dict[str, Any], figures: dict[str, float], recall: Sequence[float]) -> None:
+    """The TF-IDF search on the same rows, and the product's figures over its."""
     print(f"TF-IDF       recall@1/5/10  {' / '.join(f'{value:.3f}' for value in compared['recall'])}")
-    for name in ("tuned", "best possible threshold"):
-        one = compared[name]
-        print(f"TF-IDF ({name})  attach F1 {one['attach_F1']:.3f}, false-merge rate {one['false_merge_rate']:.4f}")
-    ratios = [mine / theirs for mine, theirs in zip(recall, compared["recall"], strict=True)]
+    names = ("tuned", "best possible threshold")
+    for name in names:
+        print(f"TF-IDF ({name})  attach F1 {compared[name]['f1']:.3f}, false-merge rate {compared[name]['false_merges']:.4f}")
+    ratios = [mine / theirs if theirs else float("nan") for mine, theirs in zip(recall, compared["recall"], strict=True)]
     print(f"ratios       recall@1/5/10  {' / '.join(f'{value:.2f}' for value in ratios)}")
-    for name in ("tuned", "best possible threshold"):
-        one = compared[name]
-        print(f"ratios ({name})  attach F1 {figures['f1'] / (one['attach_F1'] or 1e-9):.2f}, "
-              f"false-merge rate {figures['false_merges'] / (one['false_merge_rate'] or 1e-9):.2f}")  # fmt: skip
+    for name in names:
+        f1, false_merges = compared[name]["f1"] or float("nan"), compared[name]["false_merges"] or float("nan")
+        print(f"ratios ({name})  attach F1 {figures['f1'] / f1:.2f}, false-merge rate {figures['false_merges'] / false_merges:.2f}")
 
 
 if __name__ == "__main__":

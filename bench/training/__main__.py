@@ -9,20 +9,25 @@ from __future__ import annotations
 
 import argparse
 import json
-from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from loopwright_cluster.grouping.features import FEATURES
 from loopwright_cluster.grouping.matcher import STANDING, standing
 from scipy.optimize import minimize
 
 from bench.rows import load
+from bench.training import baseline
 from bench.training.examples import Array, Examples, examples_of
 
 FOLDS = 5
 RANK_STRENGTHS = (10.0, 30.0, 50.0, 100.0, 200.0)
-RIGHT_STRENGTHS = (30.0, 100.0, 300.0, 1000.0)
+RIGHT_STRENGTHS = (3.0, 10.0, 30.0, 100.0, 300.0)
+FALSE_MERGES_SHARE = 0.4  # of the baseline's false-merge rate; half is the most that is wanted, and other rows will differ
+ASKED_SHARE = 0.2  # as adjudication.ASKED_SHARE
+SUGGESTED_RECALL = 0.95
 MODEL = Path(".cache/models/minilm-int8")
 OUT = Path("services/cluster/src/loopwright_cluster/grouping/coefficients.json")
 
@@ -87,6 +92,39 @@ def log_loss(score: Array, right: Array) -> float:
     return float((np.logaddexp(0, score) - score * right).mean())
 
 
+def thresholds(probability: Array, right: npt.NDArray[np.bool_], lists: Lists, baseline_false_merges: float) -> dict[str, Any]:
+    """The operating points, from probabilities of rows that were held out.
+
+    join: the greatest attach F1 among those with a false-merge rate of at most half the baseline's on the same rows, less a margin.
+    ask: as many as may be asked about. suggest: nearly all of the known ones that the ranking has first.
+    """
+    known = lists.known[lists.rows]
+    needed, new = int(lists.known.sum()), int((~lists.known).sum())
+    order = np.argsort(-probability, kind="stable")
+    count = np.arange(1, len(order) + 1)
+    hits, wrong = np.cumsum(right[order]), np.cumsum(~known[order]) / new
+    f1 = 2 * hits / (count + needed)
+    limit = FALSE_MERGES_SHARE * baseline_false_merges
+    allowed = np.flatnonzero(wrong <= limit)
+    join = int(allowed[np.argmax(f1[allowed])]) if len(allowed) else 0
+    ask = max(join, int(ASKED_SHARE * len(order)) - 1)
+    suggest = max(ask, int(np.searchsorted(hits, SUGGESTED_RECALL * hits[-1])))
+    rules = {
+        "join": f"greatest attach F1 at a false-merge rate of {limit:.4f} at most, {FALSE_MERGES_SHARE} of the TF-IDF baseline's",
+        "ask": f"the likeliest {ASKED_SHARE} of the new reports",
+        "suggest": f"{SUGGESTED_RECALL} of the right best candidates",
+    }
+    return {
+        name: {
+            "from": float(f"{probability[order[at]]:.4g}"),
+            "rule": rules[name],
+            "held_out_attach_f1": round(float(f1[at]), 3),
+            "held_out_false_merges": round(float(wrong[at]), 4),
+        }
+        for name, at in (("join", join), ("ask", ask), ("suggest", suggest))
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.training", description=__doc__)
     parser.add_argument("file", type=Path)
@@ -138,11 +176,19 @@ def main() -> None:
         if best_right is None or loss < best_right[0]:
             best_right = (loss, strength)
     assert best_right is not None
+    held_out_probability = np.zeros(len(right))
+    for fold in range(FOLDS):
+        inside = lists.folds != fold
+        weights, bias = fit_right(stands[inside], right[inside], best_right[1])
+        held_out_probability[~inside] = 1 / (1 + np.exp(-stands[~inside] @ weights - bias))
+    compared = baseline.figures(rows, rows, range(len(rows)))
+    bars = thresholds(held_out_probability, right.astype(bool), lists, compared["tuned"]["false_merges"])
+    for name, bar in bars.items():
+        print(f"  {name}: {bar}")
     weights, bias = fit_right(stands, right, best_right[1])
     data = {
         "origin": {
             "made_by": "python -m bench.training",
-            "made_on": datetime.now(UTC).date().isoformat(),
             "data": options.file.name,
             "rows": f"the first {len(rows)}",
             "pairs": len(examples.new),
@@ -152,6 +198,7 @@ def main() -> None:
             "held_out_recall": recalls(held_out, lists),
             "held_out_log_loss": round(best_right[0], 4),
         },
+        "thresholds": bars,
         "features": list(FEATURES),
         "standing": list(STANDING),
         "mean": _short(mean), "deviation": _short(deviation), "rank": _short(rank), "standing_mean": _short(standing_mean),

@@ -60,7 +60,7 @@ def test_two_people_who_name_the_same_rare_things_meet(past):
     assert found.ranked[0].report_id == "r-old"
     assert found.decision.outcome is Outcome.JOIN
     assert "same problem" in found.decision.reason
-    assert found.probability >= v2.JOIN_PROBABILITY_MIN
+    assert found.probability >= fitted().thresholds.join
 
 
 def test_reports_about_the_same_part_of_a_product_stay_apart(past):

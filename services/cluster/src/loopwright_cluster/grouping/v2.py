@@ -2,8 +2,8 @@
 
 Where two people write about one problem, no single figure tells it from two problems of one part of the product. So the candidates of a
 hybrid search are compared in some forty scale-free features (`features`), ranked against each other, and the best is given a probability
-(`matcher`). Three answers: join, open, or unsure; and, beside them, which earlier reports to suggest. The thresholds are apart because
-the costs are: a wrong merge hides a problem, a wrong suggestion costs a glance.
+(`matcher`). Three answers: join, open, or unsure; and, beside them, which earlier reports to suggest. The thresholds (`matcher.Thresholds`)
+are apart because the costs are: a wrong merge hides a problem, a wrong suggestion costs a glance.
 
 While a project has few texts their words' rarity means little; until then version 1's rules hold for people too.
 """
@@ -22,13 +22,9 @@ from loopwright_cluster.grouping.v1 import HUMAN_KINDS, Surroundings
 from loopwright_cluster.grouping.wording import wording_of
 
 VERSION = "v2"
-CANDIDATES_EACH = 30  # of each of three searches; on the training rows 10 hold the right report in .72 of the cases, 30 in .79, 60 in .80
+CANDIDATES_EACH = 40  # of each of three searches; on the training rows 10 hold the right report in .73 of the cases, 30 in .81, 60 in .85
 LEXICON_REPORTS_MIN = 20  # texts in a project before the matcher speaks
 
-# Set by hand for precision before any curve was seen, not fitted: they are yet to be chosen on the training rows' held-out folds.
-JOIN_PROBABILITY_MIN = 0.20
-ASK_PROBABILITY_MIN = 0.03
-SUGGEST_PROBABILITY_MIN = 0.01
 SUGGESTED_MAX = 10
 
 
@@ -59,17 +55,18 @@ def judge(newcomer: Exemplar, around: Surroundings, hearing: Hearing, matcher: M
     rules = v1.decide(newcomer, _without_people(around))
     if rules.outcome is Outcome.JOIN:  # of another kind, and agreeing by version 1's rules: nearer than any wording
         return Judgement(rules)
-    ranked = _weigh(newcomer, hearing, around, matcher or fitted())
+    matcher = matcher or fitted()
+    ranked, bars = _weigh(newcomer, hearing, around, matcher), matcher.thresholds
     if not ranked:
         return Judgement(rules)
     best = ranked[0]
     candidates = (*ranked, *rules.candidates)
-    similar = tuple(item for item in ranked[:SUGGESTED_MAX] if item.score >= SUGGEST_PROBABILITY_MIN)
-    if best.score >= JOIN_PROBABILITY_MIN and not newcomer.explicit and not best.match.exemplar.explicit:
-        decision = Decision(Outcome.JOIN, best.report_id, _why_joined(best), candidates)
+    similar = tuple(item for item in ranked[:SUGGESTED_MAX] if item.score >= bars.suggest)
+    if best.score >= bars.join and not newcomer.explicit and not best.match.exemplar.explicit:
+        decision = Decision(Outcome.JOIN, best.report_id, _why_joined(best, bars.join), candidates)
         return Judgement(decision, best.score, (), similar[1:], ranked)
-    decision = Decision(Outcome.OPEN, None, _why_opened(best), candidates)
-    unsure = ranked[:SUGGESTED_MAX] if best.score >= ASK_PROBABILITY_MIN and not newcomer.explicit else ()
+    decision = Decision(Outcome.OPEN, None, _why_opened(best, bars.join), candidates)
+    unsure = ranked[:SUGGESTED_MAX] if best.score >= bars.ask and not newcomer.explicit else ()
     return Judgement(decision, best.score, unsure, similar, ranked)
 
 
@@ -149,17 +146,17 @@ SAID = {
 }
 
 
-def _why_joined(best: Candidate) -> str:
+def _why_joined(best: Candidate, join_from: float) -> str:
     return (
         f"the same problem as “{_short(best.match.exemplar.title)}” with a probability of {best.score:.2f} "
-        f"(joined from {JOIN_PROBABILITY_MIN:.2f}){_because(best)}"
+        f"(joined from {join_from:.2f}){_because(best)}"
     )
 
 
-def _why_opened(best: Candidate) -> str:
+def _why_opened(best: Candidate, join_from: float) -> str:
     return (
         f"the nearest report, “{_short(best.match.exemplar.title)}”, is the same problem with a probability of {best.score:.2f} only "
-        f"(joined from {JOIN_PROBABILITY_MIN:.2f}){_because(best)}"
+        f"(joined from {join_from:.2f}){_because(best)}"
     )
 
 
