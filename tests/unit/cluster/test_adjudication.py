@@ -193,3 +193,23 @@ async def test_an_answer_ends_the_pause():
     assert (await asked(asking, text("c")))[0]["s-c"].report_id == "r-c1"
     assert (await asked(asking, text("d")))[0]["s-d"].report_id == "r-c1"
     assert says.asked == 3
+
+
+async def test_the_calls_of_a_batch_are_made_side_by_side_so_it_waits_for_the_slowest_alone():
+    class Together:
+        """Answers once three calls have begun."""
+
+        def __init__(self):
+            self.begun, self.all_begun = 0, asyncio.Event()
+
+        async def choose(self, questions):
+            self.begun += 1
+            if self.begun == 3:
+                self.all_begun.set()
+            await self.all_begun.wait()
+            return [1] * len(questions)
+
+    asking = Asking(Together(), seconds_max=5.0)
+    asking._saved["shop"] = 30.0
+    found, _ = await asked(asking, *(text(f"n{number}") for number in range(2 * NEWCOMERS_PER_CALL_MAX + 1)))
+    assert all(chosen is not None for chosen in found.values())
