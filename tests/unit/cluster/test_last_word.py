@@ -12,6 +12,7 @@ from loopwright_cluster.regrouping import fill_index
 from loopwright_cluster.shadow import Shadow
 from loopwright_common.contracts.queries import EvaluationQuery, ShadowQuery
 from loopwright_common.contracts.subjects import GROUPS_REGROUPED
+from loopwright_common.errors import Unavailable
 
 from tests.unit.cluster.people import speaking_flow, stream
 from tests.unit.cluster.test_grouping_flow import later
@@ -214,6 +215,26 @@ async def test_reports_that_are_one_cannot_be_kept_apart_before_they_are_split(f
     assert "one by a merge" in (await flow.command("never_together", a.report_id, other_report_id=b.report_id, id="c2")).refused
 
 
+async def test_a_word_that_died_half_done_can_be_taken_back_and_is_refused_when_it_is_replayed(flow, apart, monkeypatch):
+    one, other = await flow.take(apart("s1", "checkout"), apart("s2", "search"))
+    filed_before = await filed(flow)
+    move = flow.index.move
+
+    async def down(*arguments):
+        raise Unavailable("the vector server does not answer")
+
+    monkeypatch.setattr(flow.index, "move", down)
+    with pytest.raises(Unavailable):
+        await flow.command("merge", one.report_id, other_report_id=other.report_id)
+    assert await places(flow, apart("s3", "search")) == [one.report_id]  # it is in force, and was not told of
+    assert not flow.bus.published(GROUPS_REGROUPED)
+    monkeypatch.setattr(flow.index, "move", move)
+    assert not (await flow.command("undo", one.report_id, id="c2", undoes="c1")).refused
+    assert "c2 took it back before it was done" in (await flow.command("merge", one.report_id, other_report_id=other.report_id)).refused
+    assert await places(flow, apart("s4", "search")) == [other.report_id]
+    assert await filed(flow) == filed_before
+
+
 async def test_a_word_that_comes_again_after_later_ones_changes_nothing_and_says_the_same(flow, way, apart):
     one, same, third = await flow.take(way("s1"), way("s2", "wishlist"), apart("s3", "search"))
     words = [
@@ -332,9 +353,9 @@ async def hostile(tmp_path):
         await flow.words.stop()
 
 
-@pytest.mark.parametrize("shadow", [None, "v1"])
-async def test_a_hostile_model_is_not_even_shown_both_sides_of_what_people_told_apart(hostile, shadow):
-    signals, _ = stream(1, 140)
+@pytest.mark.parametrize(("seed", "shadow"), [(1, None), (2, "v1"), (5, None)])
+async def test_a_hostile_model_is_not_even_shown_both_sides_of_what_people_told_apart(hostile, seed, shadow):
+    signals, _ = stream(seed, 140)
     flow, model = await hostile()
     for signal in signals:
         await flow.take(signal)

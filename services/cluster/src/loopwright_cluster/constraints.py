@@ -78,6 +78,10 @@ class AsTheyStand:
         words = (self._constraints.pairs[at][2] for at in against)
         return next((word for word in words if word.never or not never), None)
 
+    def tells_of(self, fingerprint: str) -> bool:
+        """Whether a word names the fingerprint."""
+        return fingerprint in self._constraints.apart
+
     def of(self, fingerprint: str, its: Line, other: Line) -> Word | None:
         """The word that keeps a fingerprint, which is in the line ``its`` now (empty: in none), out of another line."""
         for report, word in self._constraints.apart.get(fingerprint, ()):

@@ -89,14 +89,20 @@ class Pointer:
 
 
 class _Bucket(Generic[V]):
-    """A bucket seen through a bounded memory. ``read`` makes what is remembered out of a stored value; absence is remembered too."""
+    """A bucket seen through a bounded memory. ``read`` makes what is remembered out of a stored value; absence is remembered too.
 
-    def __init__(self, store: KeyValue, read: Callable[[bytes], V], *, absence: bool) -> None:
+    ``changed`` counts how often another ``gist`` was remembered of a key, or it was forgotten.
+    """
+
+    def __init__(
+        self, store: KeyValue, read: Callable[[bytes], V], *, absence: bool, gist: Callable[[V | None], object] = lambda value: None
+    ) -> None:
         self.store = store
         self._read = read
         self._absence = absence
         self._known: OrderedDict[str, tuple[V | None, int]] = OrderedDict()
-        self.changed = 0  # how often something else was remembered of a key
+        self._gist = gist
+        self.changed = 0
 
     async def get(self, key: str) -> tuple[V | None, int]:
         """The value and its revision; (None, 0) when there is none."""
@@ -116,14 +122,14 @@ class _Bucket(Generic[V]):
         try:
             new = await (self.store.update(key, data, revision) if revision else self.store.create(key, data))
         except Conflict:
-            self._known.pop(key, None)
+            self.forget(key)
             raise
         self.remember(key, self._read(data), new)
 
     def remember(self, key: str, value: V | None, revision: int) -> tuple[V | None, int]:
         known = self._known.get(key)
         if known is None or known[1] <= revision:
-            if known is None or known[0] != value:
+            if self._gist(known[0] if known is not None else None) != self._gist(value):
                 self.changed += 1
             self._known[key] = (value, revision)
             self._known.move_to_end(key)
@@ -181,7 +187,7 @@ class Records:
 
     def __init__(self, fingerprints: KeyValue, reports: KeyValue) -> None:
         self._fingerprints = _Bucket(fingerprints, _read_pointer, absence=False)
-        self._reports = _Bucket(reports, ReportRecord.model_validate_json, absence=True)
+        self._reports = _Bucket(reports, ReportRecord.model_validate_json, absence=True, gist=_leads_to)
         self._tasks: list[asyncio.Task[None]] = []
 
     @classmethod
@@ -309,7 +315,7 @@ class Records:
 
     @property
     def links_changed(self) -> int:
-        """Another number after anything was heard of a report: what was worked out of links is as good as it was at the same number."""
+        """Another number after a link was heard of: what was worked out of links is as good as it was at the same number."""
         return self._reports.changed
 
     async def merged(self, project: str, report_id: str) -> list[str]:
@@ -329,8 +335,7 @@ class Records:
             current = left.pop()
             record = (await self._reports.get(f"{project}.{current}"))[0] or NEW_REPORT
             decided = links.get(current, {})
-            leads = (record.merged_into, record.given_to, record.successor, decided.get("given_to"), decided.get("successor"))
-            for following in (*leads, *record.earlier_successors):
+            for following in (*_leads_to(record), decided.get("given_to"), decided.get("successor")):
                 if following is not None and following not in found:
                     found.add(following)
                     left.append(following)
@@ -371,6 +376,12 @@ class Records:
             earlier = (*record.earlier_successors, record.successor)[-REPORT_CHAIN_MAX:]
             changed |= {"successor": None, "successor_signal": None, "successor_reason": "", "earlier_successors": earlier}
         await self._reports.write(key, record.model_copy(update=changed), revision)
+
+
+def _leads_to(record: ReportRecord | None) -> tuple[str | None, ...]:
+    """The reports that a report's record names."""
+    record = record or NEW_REPORT
+    return (record.merged_into, record.given_to, record.successor, *record.earlier_successors)
 
 
 def _read_pointer(value: bytes) -> Pointer:

@@ -204,9 +204,11 @@ class Apart:
 
     async def against(self, report_id: str) -> Word | None:
         """The word by which the newcomer may not go into this report."""
-        line = await self._line(report_id)
         for name, current in self.names.items():
-            word = self.standing.of(name, await self._line(current) if current else frozenset(), line)
+            if not self.standing.tells_of(name):  # nearly always
+                continue
+            its = await self._line(current) if current else frozenset()
+            word = self.standing.of(name, its, await self._line(report_id))
             if word is not None:
                 return word
         return None
