@@ -126,7 +126,9 @@ def _recall(found: Nearest, gold: Sequence[str], scored: range) -> list[float]:
 
 def _counts(texts: Sequence[str], words: dict[str, int]) -> Any:
     """Word counts [texts, words so far]; new words are added to ``words``."""
-    columns, values, ends = [], [], [0]
+    columns: list[int] = []
+    values: list[int] = []
+    ends = [0]
     for text in texts:
         spaced = _CAMEL.sub(r"\1 \2", text).lower().replace("_", " ")
         counted = Counter(words.setdefault(word, len(words)) for word in _WORD.findall(spaced) if len(word) > 1)

@@ -82,7 +82,8 @@ def examples_of(rows: list[dict[str, Any]], model: Path, cache: Path) -> Example
         signal = signal_of(number, row, kind)
         exemplars.append(describe(signal, fingerprint(signal)))
     vectors = embed([item.text for item in exemplars], model, cache)
-    lexicon, words, texts = Lexicon(), _Words(), []
+    lexicon, words = Lexicon(), _Words()
+    texts: list[Text] = []
     features, new, old = [], [], []
     for number, exemplar in enumerate(exemplars):
         wording = read(exemplar.title, exemplar.body)
