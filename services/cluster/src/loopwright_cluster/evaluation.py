@@ -27,7 +27,7 @@ from loopwright_cluster.ports import Embedding, VectorIndex
 from loopwright_cluster.records import FingerprintRecord, Records
 from loopwright_cluster.word_records import WordRecord, Words
 
-PAIRS_MAX = 2_000
+PAIRS_EACH_MAX = 1_000  # of those that are the same, and of those that are not: one never_together of large reports is not the whole
 EXEMPLARS_MAX = 250  # texts to embed, two seconds of a core: an answer has to come within ten
 SIDE_MAX = 14  # fingerprints of a side of one word, those that were known first: some 200 pairs, so that one word is not the whole
 SIDE_READ_MAX = 56  # records read to find those
@@ -84,6 +84,7 @@ class Evaluation:
             await sides.load()
         found: dict[tuple[str, str], Labelled] = {}
         shown: set[str] = set()
+        count = {True: 0, False: 0}
         full = False
         for word in reversed(words):
             for one_side, other_side, same in await sides.of(word):
@@ -93,9 +94,10 @@ class Evaluation:
                         names = (_key(earlier), _key(later))
                         if names[0] == names[1] or names in found:
                             continue
-                        if len(found) == PAIRS_MAX or len(shown | set(names)) > EXEMPLARS_MAX:
+                        if count[same] == PAIRS_EACH_MAX or len(shown | set(names)) > EXEMPLARS_MAX:
                             full = True
                             continue
+                        count[same] += 1
                         shown.update(names)
                         found[names] = Labelled(word.command_id, earlier, later, same)
         return list(found.values()), full or sides.truncated

@@ -21,7 +21,7 @@ from loopwright_cluster.constraints import AsTheyStand, Constraints, Word
 from loopwright_cluster.domain import Candidate, Decision, Exemplar, Match, Outcome
 from loopwright_cluster.grouping.v1 import Surroundings
 from loopwright_cluster.grouping.v2 import Judgement
-from loopwright_cluster.records import NO_LINKS, WATCH_RETRY_SECONDS, Records
+from loopwright_cluster.records import NO_LINKS, READS_AT_ONCE, WATCH_RETRY_SECONDS, Records
 
 WORDS_BUCKET = "cluster_words"  # <project>.<command id> -> WordRecord
 REASON_MAX = 2_000
@@ -121,7 +121,13 @@ class Words:
 
     async def all_of(self, project: str) -> list[WordRecord]:
         """Everything that was ever said of a project, as it came."""
-        found = [await self._store.get(key) for key in await self._store.keys(f"{project}.")]
+        slots = asyncio.Semaphore(READS_AT_ONCE)
+
+        async def read(key: str) -> Entry | None:
+            async with slots:
+                return await self._store.get(key)
+
+        found = await asyncio.gather(*map(read, await self._store.keys(f"{project}.")))
         records = [WordRecord.model_validate_json(entry.value) for entry in found if entry is not None and entry.value]
         return sorted(records, key=lambda record: (record.done_at or record.at, record.command_id))
 
