@@ -94,7 +94,10 @@ def check_the_sample(loopwright: Loopwright, git: Callable[..., str], data: Path
     assert report["state"] == "held"
     assert {"exception", "health_check", "ticket", "measurement"} <= set(report["kinds"])
 
-    explained = {item["signal"]["kind"]: item["decision"] for item in loopwright("reports", "explain", report["id"], "-o", "json")}
+    explained = {
+        item["signal"]["kind"]: item["decision"]
+        for item in loopwright("reports", "explain", report["id"], "--limit", "10000", "-o", "json")
+    }
     assert {"exception", "health_check", "ticket"} <= set(explained)
     assert all(decision["reason"] for decision in explained.values())
     assert not any(decision["degraded"] for decision in explained.values())

@@ -95,10 +95,12 @@ class Gateway:
         rule = more.pop("rule", "fingerprint")
         reason = more.pop("reason", "the same exception at the same in-app frames as the first")
         neighbours = more.pop("neighbours", ())
+        fingerprint = more.pop("fingerprint", f"fp-{report}")
+        similar = more.pop("similar", ())
         values = {"source": "sentry", "kind": "exception", "title": report, "release": RELEASE, "environment": "production", **more}
         decision = {
-            "outcome": "joined", "rule": rule, "reason": reason, "fingerprint": f"fp-{report}", "neighbours": neighbours,
-            "grouping_version": "v1",
+            "outcome": "joined", "rule": rule, "reason": reason, "fingerprint": fingerprint, "neighbours": neighbours,
+            "grouping_version": "v1", "similar": similar,
         }  # fmt: skip
         signal = {"id": f"{report}-{number}", "project": "shop", "occurred_at": at, "received_at": at, **values}
         fact = {"project": "shop", "report_id": report, "signal": signal, "decision": decision, "decided_at": at}
@@ -380,7 +382,7 @@ def _signals(gateway: Gateway, case: Case) -> None:
         neighbours = [{"signal_id": f"{case.id}-0", "report_id": case.id, "title": case.title, "kind": "exception", "similarity": 0.87}]
         gateway.signal(
             case.id, f"{kind}-{number}", ago(hours=case.hours - 1 - number), title=title, kind=kind, service=case.service,
-            rule="similarity",
+            rule="similarity", fingerprint=f"fp-{case.id}-{kind}",
             source="http" if kind == "ticket" else "health", neighbours=neighbours,
             reason="close to “Checkout fails for carts in yen” (0.87 is over 0.81), same service, within the hour",
         )  # fmt: skip

@@ -334,6 +334,7 @@ async def test_hostile_text_stays_text(page: Page, inbox: Inbox) -> None:
     await enter(page, inbox, f"/reports/{report_id}")
     await page.wait_for_selector(".report .timeline")
     await page.get_by_text("Why are these together?").click()
+    await page.locator(".opener").first.click()
     await page.wait_for_selector(".signals li")
     await page.wait_for_timeout(300)
 

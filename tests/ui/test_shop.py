@@ -123,12 +123,15 @@ def test_the_menu_offers_all_that_is_allowed_and_a_split_names_the_signals(shop:
     page.wait_for_selector(".input-form .choices")
     assert page.inner_text(".choices").split("\n")[0].startswith("Merge")
     page.get_by_role("button", name="Split signals off").click()
-    page.wait_for_selector(".signals li")
-    assert "0.87 is over 0.81" in page.inner_text(".signals")
+    tickets = page.locator(".fingerprints > li", has_text="I cannot pay in yen")
+    tickets.locator(".opener").click()
+    tickets.locator(".signals li").first.wait_for()
+    assert "0.87 is over 0.81" in tickets.inner_text()
 
-    page.locator(".signals li", has_text="I cannot pay in yen").first.locator("input").check()
-    page.get_by_role("button", name="Split 1 signal off").click()
-    page.wait_for_selector(".toast")
+    tickets.locator(".signals input").first.check()
+    page.locator(".chosen-bar").get_by_role("button", name="Split off").click()
+    page.locator(".word-form").get_by_role("button", name="Split off").click()
+    page.wait_for_selector(".words-said .word-asked")
     shop.settled()
 
     (command,) = [command for command in shop.bus.published(s.COMMANDS_GROUPS) if command.action == "split"]
@@ -181,6 +184,7 @@ def test_hostile_text_is_shown_and_obeyed_nowhere(shop: Any, visit: Callable[...
     page = visit(shop).open("/reports/hostile")
     page.wait_for_selector(".report .timeline")
     page.get_by_text("Why are these together?").click()
+    page.locator(".opener").first.click()
     page.wait_for_selector(".signals li")
     for cite in page.locator(".cite").all():
         cite.dispatch_event("click")

@@ -40,6 +40,7 @@ STAGE_SECONDS_MAX = 100.0
 PERSON_SECONDS_MAX = 24 * 3600.0
 HEALTHY_SECONDS = 6.0
 STOP_SECONDS_MAX = 5.0
+FINGERPRINTS_MAX = 50
 
 TICKET = {
     "kind": "ticket",
@@ -73,7 +74,6 @@ class Outcome:
 
     report: dict[str, Any] = field(default_factory=dict)
     timeline: list[dict[str, Any]] = field(default_factory=list)
-    explanations: list[dict[str, Any]] = field(default_factory=list)
     commits: list[dict[str, Any]] = field(default_factory=list)
     guilty: str = ""
     stages: list[Stage] = field(default_factory=list)
@@ -292,14 +292,12 @@ class Demo:
         return False
 
     def _explain(self) -> None:
-        items = self.api.get(f"/v1/reports/{self.outcome.report['id']}/explain")
-        self.outcome.explanations = items
         told: set[str] = set()
-        for item in items:
-            kind = item["signal"]["kind"]
+        for item in self.api.pages(f"/v1/reports/{self.outcome.report['id']}/fingerprints", FINGERPRINTS_MAX):
+            kind = item["kind"]
             if kind not in told:
                 told.add(kind)
-                self.say(f"[dim]why the {kind.replace('_', ' ')} is here:[/] {plain(item['decision']['reason'])}")
+                self.say(f"[dim]why the {kind.replace('_', ' ')} is here:[/] {plain(item['reason'])}")
 
     def _refresh(self) -> dict[str, Any]:
         self.outcome.report = self.api.get(f"/v1/reports/{self.outcome.report['id']}")
@@ -400,7 +398,6 @@ class Demo:
             self.wait("the verdict's signal", lambda: self._refresh()["kinds"].get("measurement"))
             report_id = self.outcome.report["id"]
             self.outcome.timeline = self.api.get(f"/v1/reports/{report_id}/timeline")
-            self.outcome.explanations = self.api.get(f"/v1/reports/{report_id}/explain")
             stage.said = "on its report"
             self.say("it is on the report it came from: the loop is closed")
 

@@ -2,6 +2,7 @@
 
 import { h, fill } from "./dom.js";
 import { short } from "./format.js";
+import { apartForm, mergeForm } from "./asking.js";
 
 const DISMISS = [
   ["1", "not_a_problem", "Not a problem"],
@@ -43,8 +44,10 @@ export function actionBar(model, context) {
       const shown = document.querySelector("#answer textarea"); // where it is asked for, the form is there already
       shown ? shown.focus() : ask(inputForm(context, place));
     },
-    merge_into: () => ask(joinForm(report, context, place)),
+    merge_into: () => ask(mergeForm(report, context)),
+    never_together: () => ask(apartForm(report, context)),
     split: () => context.showSignals(),
+    move: () => context.showSignals(),
   };
   const does = (name) => (asks[name] ?? (() => context.act(name, {})))();
   asks.menu = () => ask(choices("What to do?", menu(allowed), does, place));
@@ -66,13 +69,17 @@ export function actionBar(model, context) {
 
 const MENU = [
   ["merge", "Merge"], ["request_changes", "Request changes"], ["decline", "Decline"], ["start_work", "Start work"], ["provide_input", "Answer"], ["reopen", "Reopen"],
-  ["snooze", "Snooze"], ["dismiss", "Dismiss"], ["done", "Mark done"], ["suppress", "Keep quiet for good"], ["merge_into", "Join with another report"], ["split", "Split signals off"],
+  ["snooze", "Snooze"], ["dismiss", "Dismiss"], ["done", "Mark done"], ["suppress", "Keep quiet for good"], ["merge_into", "Merge into…"], ["never_together", "Never together with…"],
+  ["split", "Split signals off"], ["move", "Move signals to…"],
 ];
+
+/** Takes the form away, wherever a redraw has put it. */
+const close = (event) => event.target.closest(".input-form").remove();
 
 /** All that is allowed, each with a key of its own. */
 function menu(allowed) {
   const shown = MENU.filter(([name]) => allowed.has(name === "done" ? "dismiss" : name));
-  return shown.map(([name, label], index) => ["123456789bcvx"[index], name, label]);
+  return shown.map(([name, label], index) => ["123456789bcvxyz"[index], name, label]);
 }
 
 function choices(question, options, choose, place) {
@@ -81,25 +88,7 @@ function choices(question, options, choose, place) {
     { role: "group", "aria-label": question },
     h("strong", question),
     h("div.choices", options.map(([key, value, label]) => h("button.button", { type: "button", "data-key": key, onclick: () => choose(value) }, label, h("kbd", key))),
-      h("button.button.quiet", { type: "button", onclick: () => fill(place) }, "Cancel", h("kbd", "esc"))),
-  );
-}
-
-/** Which report this one belongs with: one of the list by its title, or any by its id or address. */
-function joinForm(report, context, place) {
-  const others = context.rows().filter((row) => row.id !== report.id && row.project === report.project).slice(0, 200);
-  const field = h("input.search", { list: "reports-to-join", "aria-label": "The other report", placeholder: "Its title, id or address", required: true, maxlength: "600" });
-  const send = () => {
-    const given = field.value.trim();
-    const id = others.find((row) => row.title === given)?.id ?? given.split("/reports/").pop().split(/[/?#]/)[0];
-    if (id) context.act("merge_into", { report_id: id }, "Asked for. The grouping carries it out in a moment.");
-  };
-  return h(
-    "form.input-form",
-    { onsubmit: (event) => { event.preventDefault(); send(); } },
-    h("label", "Which report do these signals belong to?", field),
-    h("datalist", { id: "reports-to-join" }, others.map((row) => h("option", { value: row.title }))),
-    h("div.actions", h("button.button.primary", { type: "submit" }, "Join"), h("button.button.quiet", { type: "button", onclick: () => fill(place) }, "Cancel", h("kbd", "esc"))),
+      h("button.button.quiet", { type: "button", onclick: close }, "Cancel", h("kbd", "esc"))),
   );
 }
 
@@ -109,7 +98,7 @@ function sentence(question, verb, send, place, kind = "") {
     "form.input-form",
     { onsubmit: (event) => { event.preventDefault(); if (text.value.trim()) send(text.value.trim()); } },
     h("label", question, text),
-    h("div.actions", h(`button.button${kind ? `.${kind}` : ".primary"}`, { type: "submit" }, verb), place && h("button.button.quiet", { type: "button", onclick: () => fill(place) }, "Cancel", h("kbd", "esc"))),
+    h("div.actions", h(`button.button${kind ? `.${kind}` : ".primary"}`, { type: "submit" }, verb), place && h("button.button.quiet", { type: "button", onclick: close }, "Cancel", h("kbd", "esc"))),
   );
 }
 
@@ -126,7 +115,7 @@ function confirmMerge(change, context, place) {
     h(
       "div.actions",
       h("button.button.primary", { type: "button", onclick: () => context.change("merge", { expected_head: head }) }, "Merge now", h("kbd", "enter")),
-      h("button.button.quiet", { type: "button", onclick: () => fill(place) }, "Cancel", h("kbd", "esc")),
+      h("button.button.quiet", { type: "button", onclick: close }, "Cancel", h("kbd", "esc")),
     ),
   );
 }

@@ -6,6 +6,7 @@ import { List } from "./list.js";
 import * as report from "./report.js";
 import * as pages from "./pages.js";
 import { inputForm } from "./actions.js";
+import { Panel } from "./grouping.js";
 import { brief, tick, count, plural, since, words } from "./format.js";
 
 const PAGES = { changes: pages.changes, verdicts: pages.verdicts, usage: pages.usage };
@@ -261,6 +262,7 @@ function failure(what, error, retry) {
 function showNothing() {
   document.title = "Loopwright";
   view.detail = null;
+  view.panel = null;
   view.asks = null;
   fill(parts.detail, h("div.empty", h("h2", view.rows.length ? "Choose a report" : ""), view.rows.length > 0 && h("p", "j and k move, enter opens, ? shows all keys.")));
 }
@@ -287,30 +289,36 @@ function draw(detail, timeline, rates, quiet) {
   const kept = same ? remember() : null;
   view.detail = detail;
   document.title = `${detail.title} · Loopwright`;
-  fill(parts.detail, report.render(detail, timeline, summarise(rates), context(detail)));
+  const given = context(detail);
+  if (same && view.panel) view.panel.update(detail, given);
+  else view.panel = new Panel(detail, given);
+  fill(parts.detail, report.render(detail, timeline, summarise(rates), { ...given, panel: view.panel }));
   if (kept) restore(kept);
   else if (!quiet) parts.detail.scrollTop = 0;
   if (view.evidence) parts.detail.querySelector(`[data-cite="${CSS.escape(view.evidence)}"]:not([aria-expanded="true"])`)?.click();
 }
 
+/** What is drawn anew with the report; the grouping's panel stays as it is. */
+const own = (selector) => [...parts.detail.querySelectorAll(selector)].filter((element) => !view.panel?.element.contains(element));
+
 /** What a person has open or half typed, so that a live change takes nothing away. */
 function remember() {
   return {
     top: parts.detail.scrollTop,
-    details: [...parts.detail.querySelectorAll("details")].map((element) => element.open),
+    details: own("details").map((element) => element.open),
     cites: [...parts.detail.querySelectorAll(".cite[aria-expanded='true']")].map((element) => element.dataset.cite),
     form: view.asks?.place?.firstElementChild ?? null,
-    texts: [...parts.detail.querySelectorAll("textarea")].filter((field) => !view.asks?.place?.contains(field)).map((field) => field.value),
-    focused: view.asks?.place?.contains(document.activeElement) ? document.activeElement : null,
+    texts: own("textarea").filter((field) => !view.asks?.place?.contains(field)).map((field) => field.value),
+    focused: view.asks?.place?.contains(document.activeElement) || view.panel?.element.contains(document.activeElement) ? document.activeElement : null,
     answering: document.activeElement?.closest("#answer") ? [document.activeElement.selectionStart, document.activeElement.selectionEnd] : null,
   };
 }
 
 function restore(kept) {
-  [...parts.detail.querySelectorAll("details")].forEach((element, index) => { if (kept.details[index]) element.open = true; });
+  own("details").forEach((element, index) => { if (kept.details[index]) element.open = true; });
   for (const id of new Set(kept.cites)) parts.detail.querySelector(`[data-cite="${CSS.escape(id)}"]:not([aria-expanded="true"])`)?.click();
   if (kept.form) view.asks?.place.append(kept.form);
-  const fields = [...parts.detail.querySelectorAll("textarea")].filter((field) => !view.asks?.place?.contains(field));
+  const fields = own("textarea").filter((field) => !view.asks?.place?.contains(field));
   fields.forEach((field, index) => { field.value = kept.texts[index] ?? ""; });
   kept.focused?.focus({ preventScroll: true });
   const answer = kept.answering && parts.detail.querySelector("#answer textarea");
@@ -347,17 +355,13 @@ function context(detail) {
   return {
     backHref: `/${filterQuery()}`,
     role: view.me.role,
-    rows: () => view.rows,
-    showSignals: () => {
-      const box = parts.detail.querySelector("#signals details");
-      box.open = true;
-      box.scrollIntoView({ block: "start" });
-      box.querySelector("summary").focus({ preventScroll: true });
-    },
+    showSignals: () => view.panel.open(),
     loadDiff: (change) => api.text(`/v1/changes/${change.id}/diff`),
-    explain: (id) => api.get(`/v1/reports/${id}/explain`),
     inputForm: () => inputForm({ act: (name, body) => act(detail, name, body) }),
     act: (name, body, said) => act(detail, name, body, said),
+    say: (id, route, body) => api.post(`/v1/reports/${id}/actions/${route}`, body, view.detail?.id === id ? view.detail.version : detail.version),
+    lookAgain: async () => view.open === detail.id && showReport(detail.id, { quiet: true }),
+    asked: () => view.panel?.refreshNow(),
     change: (name, body) => changeAction(detail, name, body),
     register: (asks, allowed, place) => { view.asks = { ...asks, place }; view.allowed = allowed; },
     opened: (id) => history.replaceState(null, "", `/reports/${detail.id}${id ? `/evidence/${id}` : ""}${filterQuery()}`),
@@ -502,6 +506,7 @@ function move(step) {
 function escape(typing) {
   if (parts.keys) return toggleKeys();
   if (view.asks?.place?.firstElementChild) return view.asks.place.replaceChildren();
+  if (view.open && view.panel?.cancel()) return;
   if (typing) return typing.blur();
   if (view.open) go(`/${filterQuery()}`);
 }

@@ -28,6 +28,7 @@ export function render(report, timelineEntries, rates, context) {
         h("span", report.services.join(", ") || "no service"),
         h("span", "last seen ", since(report.last_seen, " ago")),
         report.recurrence_of && h("a", { href: `/reports/${report.recurrence_of}` }, "recurrence of an earlier report"),
+        report.merged_into && h("a", { href: `/reports/${report.merged_into}` }, "merged into another report"),
         report.recurrences.map((id) => h("a", { href: `/reports/${id}` }, "it came back")),
       ),
       h("h1", { id: "report-title" }, report.title),
@@ -39,7 +40,7 @@ export function render(report, timelineEntries, rates, context) {
     investigation && cause(investigation, cite),
     change && changeSection(model, context, cite),
     (measurement || model.measurementStarted) && measured(model),
-    why(model, context),
+    context.panel.element,
     timeline(timelineEntries),
   );
 }
@@ -263,47 +264,6 @@ function measured({ measurement, measurementStarted, change }) {
     ),
     h("p.faint", measurement.test || measurement.metric.test),
   );
-}
-
-function why({ report }, context) {
-  const list = h("div", h("p.faint", "Loading the reasons…"));
-  const box = h("details", h("summary", "Why are these together?"), list);
-  box.addEventListener("toggle", async () => {
-    if (!box.open || box.dataset.loaded) return;
-    box.dataset.loaded = "yes";
-    try {
-      fill(list, signals(await context.explain(report.id), report, context));
-    } catch (error) {
-      delete box.dataset.loaded;
-      fill(list, h("p.note.error", `The reasons could not be read: ${error.message}`));
-    }
-  }, { once: false });
-  return h("section.section", { id: "signals" }, h("h2", "Signals", h("span.faint", `${plural(report.signal_count, "signal")}, examples below`)), box);
-}
-
-function signals(items, report, context) {
-  const splits = context.role !== "viewer" && report.actions.includes("split") && items.length > 1;
-  const chosen = new Set();
-  const button = h("button.button", { type: "button", disabled: true, onclick: () => context.act("split", { signal_ids: [...chosen] }, "Asked for. The grouping carries it out in a moment.") });
-  const choose = (id, on) => {
-    on ? chosen.add(id) : chosen.delete(id);
-    button.disabled = chosen.size === 0 || chosen.size === items.length;
-    fill(button, chosen.size ? `Split ${plural(chosen.size, "signal")} off, and keep them apart` : "Choose those that do not belong");
-  };
-  choose();
-  return [splits && h("div.actions", button), h(
-    "ul.signals",
-    items.map(({ signal, decision }) =>
-      h(
-        "li",
-        h("div.eyebrow", splits && h("input", { type: "checkbox", "aria-label": `Choose ${signal.title}`, onchange: (event) => choose(signal.id, event.target.checked) }),
-          h("span.tag", words(signal.kind)), h("span", signal.source), since(signal.occurred_at, " ago"), signal.release && h("code", short(signal.release))),
-        h("div.prose", signal.title),
-        decision && h("div.why", brief(decision.reason), h("span.faint", ` (${words(decision.rule)}, grouping ${decision.grouping_version}${decision.degraded ? ", without the embedding model" : ""})`)),
-        decision?.neighbours?.length > 0 && h("div.why.faint", "Nearest: ", decision.neighbours.slice(0, 3).map((near, index) => [index > 0 && "; ", `“${near.title}” ${near.similarity.toFixed(2)}`])),
-      ),
-    ),
-  )];
 }
 
 function timeline(entries) {
