@@ -6,6 +6,7 @@ On SQLite and on PostgreSQL. Cluster is a fake that keeps fingerprints and links
 from __future__ import annotations
 
 import random
+import tracemalloc
 from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -15,11 +16,12 @@ import pytest
 import pytest_asyncio
 from loopwright_common.contracts import subjects as s
 from loopwright_common.contracts.queries import GroupCommand
-from loopwright_common.contracts.reports import GroupingDecision, GroupUpdated, ReportsRegrouped
+from loopwright_common.contracts.reports import DismissReason, GroupingDecision, GroupUpdated, ReportsRegrouped
+from loopwright_common.errors import NotFound, Refused
 from loopwright_common.testing.clock import FakeClock
 from loopwright_gateway.adapters import tables as t
 from loopwright_gateway.adapters.store import SqlStore
-from sqlalchemy import select
+from sqlalchemy import select, text
 
 from tests.unit.gateway.conftest import Gateway
 
@@ -88,7 +90,7 @@ class Cluster:
 class Desk(Gateway):
     """A gateway and its cluster."""
 
-    def __init__(self, store: SqlStore, clock: FakeClock) -> None:
+    def __init__(self, store: SqlStore, clock: FakeClock) -> None:  # noqa: F811
         super().__init__(store, clock)
         self.cluster = Cluster()
         self.carried_out = 0
@@ -149,7 +151,9 @@ class Desk(Gateway):
                 )
                 people = await connection.execute(select(actors.actor).where(actors.report_id == name))
                 found[name] = {
-                    **{figure: getattr(report, figure) for figure in FIGURES if report.signal_count or not figure.endswith("_seen")}, "weight": round(report.weight, 6),
+                    # Of a report that holds nothing but verdicts, the times are those of the first that was told.
+                    **{figure: getattr(report, figure) for figure in FIGURES if report.signal_count or not figure.endswith("_seen")},
+                    "weight": round(report.weight, 6),
                     "minutes": sorted(map(tuple, counts)), "people": sorted(people.scalars()),
                 }  # fmt: skip
         return found
@@ -277,3 +281,294 @@ def replayed(log: list[tuple[str, Any]]) -> dict[str, str]:
             cluster.links[entry.from_report_id] = entry.report_id
         cluster.pointers |= dict.fromkeys(entry.fingerprints, entry.report_id)
     return places
+
+
+# One word at a time
+
+
+async def two_reports(desk: Desk) -> None:
+    """r1 with fingerprints f1 (3 signals) and g1 (2), r2 with f2 (2)."""
+    for number, (fingerprint, report) in enumerate(
+        [("f1", "r1"), ("g1", "r1"), ("f2", "r2"), ("f1", ""), ("g1", ""), ("f2", ""), ("f1", "")]
+    ):
+        desk.clock.advance(timedelta(minutes=1))
+        await desk.come(f"s{number}", fingerprint, report, actor=f"actor-{number % 4}", service=f"service-{number % 3}")
+
+
+@pytest.mark.parametrize(
+    ("action", "arguments"),
+    [
+        ("merge_into", ("r2",)),
+        ("split", ([], ["f1"])),
+        ("split", (["s0", "s1"], [])),
+        ("move", ("r2", [], ["g1"])),
+        ("move", ("r2", ["s3"], ["g1"])),
+        ("move", ("r2", [], ["f1", "g1"])),
+    ],
+)
+async def test_what_is_taken_back_is_as_it_was(desk: Desk, action: str, arguments: tuple[Any, ...]) -> None:
+    await two_reports(desk)
+    places, picture = await desk.places(), await desk.picture()
+    fact = await desk.say("r1", action, *arguments)
+    assert await desk.places() != places
+    said, after = await desk.word("r1"), await desk.places()
+    assert (said.state, said.undoable, said.signals) == ("done", True, sum(after[id_] != place for id_, place in places.items()))
+    await desk.say("r1", "undo", fact.command_id, "it was right before")
+    assert (await desk.places(), await desk.picture()) == (places, picture)
+    undo, said = await desk.inbox.words("r1")
+    assert (said.state, said.undone_by, said.undoable) == ("undone", undo.command_id, False)
+    assert (undo.state, undo.undoes, undo.undoable, undo.reason) == ("done", fact.command_id, False, "it was right before")
+    assert (await desk.report("r1")).merged_into is None
+    assert (await desk.state("r1"), await desk.state("r2")) == ("gathering", "gathering")
+    if fact.action == "split":
+        assert await desk.state(fact.report_id) == "dismissed"  # nothing is left of it
+    for name in {"r1", "r2", fact.report_id}:
+        await desk.check_timeline(name)
+    # What comes now comes where it came before.
+    await desk.come("after", "g1")
+    assert (await desk.places())["after"] == "r1"
+
+
+async def test_what_came_since_goes_along_when_a_word_is_taken_back(desk: Desk) -> None:
+    await two_reports(desk)
+    merge = await desk.say("r1", "merge_into", "r2")
+    await desk.come("of-r1", "f1")
+    await desk.come("of-r2", "f2")
+    await desk.come("new", "f3", "r2")
+    assert set((await desk.places()).values()) == {"r2"}
+    await desk.say("r2", "undo", merge.command_id)
+    places = await desk.places()
+    assert (places["of-r1"], places["of-r2"], places["new"]) == ("r1", "r2", "r2")
+
+
+async def test_a_signal_named_leaves_alone_and_all_of_them_take_their_fingerprint_along(desk: Desk) -> None:
+    await two_reports(desk)
+    alone = await desk.say("r1", "split", ["s0", "s1"], [])
+    assert (alone.signal_ids, alone.fingerprints) == (("s0", "s1"), ())
+    await desk.come("f-later", "f1")
+    assert (await desk.places())["f-later"] == "r1"
+    whole = await desk.say("r1", "split", ["s4"], [])  # the one of g1 that is left
+    assert whole.fingerprints == ("g1",)
+    await desk.come("g-later", "g1")
+    assert (await desk.places())["g-later"] == whole.report_id
+    # A fingerprint that is here by signals put here alone can be named as any other.
+    shown, _ = await desk.inbox.fingerprints(alone.report_id, None, 10)
+    assert {item.fingerprint: item.signals for item in shown} == {"f1": 1, "g1": 1}
+    await desk.say(alone.report_id, "move", "r2", [], ["f1"])
+    assert (await desk.places())["s0"] == "r2"
+    await desk.come("f-latest", "f1")
+    assert (await desk.places())["f-latest"] == "r1"
+
+
+async def test_facts_told_late_are_counted_where_their_fingerprint_is_and_make_no_ghost(desk: Desk) -> None:
+    await two_reports(desk)
+    late = [desk.fact(f"late-{number}", "f1") for number in range(3)]
+    split = await desk.say("r1", "split", [], ["f1"])
+    await desk.tell(late[0])
+    await desk.say("r1", "undo", split.command_id)
+    await desk.tell(late[1])
+    await desk.say("r1", "merge_into", "r2")
+    for _ in range(2):
+        await desk.tell(late[2])
+    places = await desk.places()
+    assert [places[fact.signal.id] for fact in late] == ["r2"] * 3
+    assert (await desk.report("r2")).signal_count == 10
+    await desk.check_empty()
+
+
+async def test_a_split_whose_signals_are_all_to_come_opens_its_report_with_them(desk: Desk) -> None:
+    await desk.come("s0", "f1", "r1")
+    await desk.come("s1", "g1", "r1")
+    late = desk.fact("late", "h1", "r1")
+    command = GroupCommand(
+        command_id="c1", project="shop", action="split", report_id="r1", fingerprints=("h1",), actor=ROBIN, at=desk.clock.now()
+    )
+    fact = desk.cluster.obey(command, desk.clock.now())
+    await desk.give(s.GROUPS_REGROUPED, fact, "g1")
+    await desk.tell(late)
+    assert (await desk.places())["late"] == fact.report_id
+    assert ((await desk.report("r1")).signal_count, (await desk.report(fact.report_id)).signal_count) == (2, 1)
+    await desk.check_timeline(fact.report_id)
+
+
+async def test_a_merge_is_taken_back_after_somebody_acted_on_what_it_went_into(desk: Desk) -> None:
+    desk.config = {"promotion": {"group_wait": 0}}
+    await two_reports(desk)
+    picture = await desk.picture()
+    merge = await desk.say("r1", "merge_into", "r2")
+    await desk.give(s.INVESTIGATIONS_COMPLETED, desk.investigation("r2"))
+    change = await desk.latest("r2")
+    await desk.give(s.CHANGES_OPENED, desk.change(change, "r2"))
+    await desk.say("r2", "undo", merge.command_id)
+    assert await desk.picture() == picture
+    assert await desk.state("r2") == "in_review"  # what it was looked into for stays
+    assert await desk.state("r1") == "ready"  # it had been looked into, and is again
+    assert (await desk.report("r1")).attempt == 2
+    for name in ("r1", "r2"):
+        await desk.check_timeline(name)
+
+
+async def test_a_dismissed_report_gives_back_what_was_merged_into_it_and_stays_dismissed(desk: Desk) -> None:
+    await two_reports(desk)
+    picture = await desk.picture()
+    merge = await desk.say("r1", "merge_into", "r2")
+    await desk.people.dismiss("r2", ROBIN, DismissReason.EXPECTED)
+    await desk.say("r1", "undo", merge.command_id)
+    assert (await desk.state("r1"), await desk.state("r2"), await desk.picture()) == ("gathering", "dismissed", picture)
+
+
+async def test_a_snooze_waits_for_signals_that_come_and_not_for_those_that_are_brought(desk: Desk) -> None:
+    await two_reports(desk)
+    await desk.people.snooze("r2", ROBIN, signals=3)
+    await desk.say("r1", "move", "r2", [], ["f1"])
+    await desk.come("one", "f2")
+    assert await desk.state("r2") == "snoozed"
+    for id_ in ("two", "three"):
+        await desk.come(id_, "f1")
+    assert await desk.state("r2") == "gathering"
+
+
+async def test_a_refused_word_changes_nothing_and_says_why(desk: Desk) -> None:
+    await two_reports(desk)
+    picture = await desk.picture()
+    await desk.people.merge_into("r1", ROBIN, "r2", "they look alike")
+    asked = await desk.word("r1")
+    assert (asked.state, asked.undoable) == ("asked", False)
+    with pytest.raises(Refused, match="not carried out yet"):
+        await desk.people.undo("r1", ROBIN, asked.command_id)
+    refused = ReportsRegrouped(
+        project="shop", command_id=asked.command_id, action="merge", report_id="r2", from_report_id="r1", signal_ids=None,
+        refused="Ada said never together: undo that first", actor=ROBIN, at=desk.clock.now(),
+    )  # fmt: skip
+    for _ in range(2):
+        await desk.give(s.GROUPS_REGROUPED, refused, "g1")
+    for name in ("r1", "r2"):
+        word = await desk.word(name)
+        assert (word.state, word.refusal, word.reason) == ("refused", refused.refused, "they look alike")
+        lines = [line for line in await desk.timeline(name) if line.kind == "grouping_refused"]
+        assert [line.reason for line in lines] == ["The merge was not done: Ada said never together: undo that first"]
+    assert await desk.picture() == picture
+    with pytest.raises(Refused, match="it was refused, and changed nothing"):
+        await desk.people.undo("r1", ROBIN, asked.command_id)
+
+
+async def test_never_together_is_said_on_both_reports_and_can_be_taken_back(desk: Desk) -> None:
+    await two_reports(desk)
+    picture = await desk.picture()
+    fact = await desk.say("r1", "never_together", "r2", "two teams")
+    for name in ("r1", "r2"):
+        assert (await desk.word(name)).state == "done"
+        assert any(line.kind == "kept_apart" for line in await desk.timeline(name))
+    await desk.give(s.GROUPS_REGROUPED, undo_of(fact, desk), "g-undo")
+    assert (await desk.word("r2", 1)).state == "undone"
+    assert await desk.picture() == picture
+
+
+def undo_of(fact: ReportsRegrouped, desk: Desk) -> ReportsRegrouped:
+    return ReportsRegrouped(
+        project="shop", command_id="undo-1", action="undo", report_id=fact.report_id, from_report_id=fact.from_report_id, signal_ids=(),
+        undoes=fact.command_id, actor=ROBIN, at=desk.clock.now(),
+    )  # fmt: skip
+
+
+async def test_only_a_word_about_the_report_that_stands_can_be_taken_back(desk: Desk) -> None:
+    await two_reports(desk)
+    await desk.come("elsewhere", "f9", "r9")
+    fact = await desk.say("r1", "split", [], ["f1"])
+    for report, command in (("r9", fact.command_id), ("r1", "unknown")):
+        with pytest.raises(NotFound, match="is not a word on the grouping of report"):
+            await desk.people.undo(report, ROBIN, command)
+    undo = await desk.say(fact.report_id, "undo", fact.command_id)  # where its signals went, it can be taken back too
+    with pytest.raises(Refused, match=f"taken back already, by command {undo.command_id}"):
+        await desk.people.undo("r1", ROBIN, fact.command_id)
+    with pytest.raises(Refused, match="takes back another itself"):
+        await desk.people.undo("r1", ROBIN, undo.command_id)
+
+
+async def test_what_is_not_on_the_report_is_refused_at_once(desk: Desk) -> None:
+    await two_reports(desk)
+    with pytest.raises(Refused, match="signals s2 are not on report r1"):
+        await desk.people.split("r1", ROBIN, ["s0", "s2"], [])
+    with pytest.raises(Refused, match="fingerprint f2 has no signal on report r1"):
+        await desk.people.move("r1", ROBIN, "r2", [], ["f2"])
+    for other in ("r1", "nowhere"):
+        with pytest.raises(Refused, match="is not one of project shop"):
+            await desk.people.move("r1", ROBIN, other, ["s0"], [])
+    assert await desk.sent(s.COMMANDS_GROUPS) == []
+
+
+async def test_explain_shows_each_signal_with_its_reason_and_who_moved_it(desk: Desk) -> None:
+    for number in range(60):
+        desk.clock.advance(timedelta(seconds=1))
+        await desk.come(f"s{number:02}", f"f{number % 3}", "r1")
+    await desk.come("t", "other", "r2")
+    fact = await desk.say("r1", "move", "r2", ["s01"], ["f0"], "of the other team")
+    await desk.come("since", "f0")
+    shown: list[Any] = []
+    after = None
+    while True:
+        page, after = await desk.inbox.explain("r2", None, after, 7)
+        shown += page
+        if after is None:
+            break
+    ids = [item.signal.id for item in shown]
+    assert sorted(ids) == sorted(name for name, place in (await desk.places()).items() if place == "r2")
+    assert [item.signal.occurred_at for item in shown] == sorted((item.signal.occurred_at for item in shown), reverse=True)
+    for item in shown:
+        # Most are no examples, and of each it is known why it was grouped and, where somebody moved it, who.
+        assert item.decision.reason == f"first of {item.fingerprint}"
+        assert item.signal.title == f"Crash {item.fingerprint}"
+        moved = item.moved and (item.moved.command_id, item.moved.actor, item.moved.from_report_id, item.moved.reason)
+        assert moved == (None if item.signal.id == "t" else (fact.command_id, ROBIN, "r1", "of the other team"))
+    only, _ = await desk.inbox.explain("r2", "f1", None, 100)
+    assert [item.signal.id for item in only] == ["s01"]
+    pages, after = await desk.inbox.fingerprints("r2", None, 2)
+    rest, end = await desk.inbox.fingerprints("r2", after, 2)
+    assert end is None
+    assert [(item.fingerprint, item.signals, item.rule) for item in pages + rest] == [
+        ("f0", 21, "new"),
+        ("other", 1, "new"),
+        ("f1", 1, "new"),
+    ]
+    await desk.say("r1", "undo", fact.command_id)
+    back, _ = await desk.inbox.explain("r1", None, None, 100)
+    assert len(back) == 61
+    assert all(item.moved is None for item in back)
+
+
+async def test_a_report_split_off_without_examples_gets_one_to_look_into(desk: Desk) -> None:
+    for number in range(80):
+        desk.clock.advance(timedelta(seconds=1))
+        await desk.come(f"s{number:02}", "f0" if number < 40 else "f1" if number == 40 else "f2", "r1")
+    fact = await desk.say("r1", "split", [], ["f1"])
+    async with desk.store.transaction() as unit:
+        assert [signal.id for signal, _ in await unit.examples(fact.report_id, 10)] == ["s40"]
+    assert (await desk.report(fact.report_id)).title == "Crash f1"
+
+
+async def test_a_merge_of_a_hundred_thousand_signals_reads_none_of_them(desk: Desk) -> None:
+    await desk.come("first", "f1", "r1")
+    await desk.come("other", "f2", "r2")
+    async with desk.store.transaction() as unit:
+        numbers = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 100000)"
+        columns = [column.name for column in t.signals_seen.columns if column.name != "signal_id"]
+        await unit.execute(
+            text(
+                f"INSERT INTO signals_seen (signal_id, {', '.join(columns)}) {numbers} SELECT 'many-' || i, {', '.join(columns)} "
+                "FROM signals_seen, n WHERE signal_id = 'first'"
+            )
+        )
+        await unit.execute(text("UPDATE minute_counts SET count = count + 100000 WHERE report_id = 'r1'"))
+        report = await unit.report("r1")
+        assert report is not None
+        report.signal_count = report.live_count = 100_001
+        report.weight, report.kinds, report.releases = 100_001.0, {"exception": 100_001}, {"v2": 100_001}
+        await unit.save_report(report)
+    picture = await desk.picture()
+    tracemalloc.start()
+    merge = await desk.say("r1", "merge_into", "r2")
+    await desk.say("r1", "undo", merge.command_id)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 5_000_000, "bytes; the ids alone are 7 MB"
+    assert await desk.picture() == picture

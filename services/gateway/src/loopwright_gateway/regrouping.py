@@ -206,6 +206,7 @@ class Regrouping:
         if undone is None:  # said before words were kept: what cluster names still goes back
             undone = replace(word, command_id=fact.undoes or "", action="split" if fact.fingerprints else "merge", undone_by=None)
         word.undoes = undone.command_id
+        word.report_id, word.other_report_id = fact.report_id, fact.from_report_id  # it may have been said on either
         word.fingerprints = list(fact.fingerprints)
         said = f"{SPOKEN[undone.action]} was taken back"
         if undone.action != "never_together":

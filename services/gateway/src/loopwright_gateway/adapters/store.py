@@ -169,13 +169,15 @@ class SqlStore:
     async def prune(self, seen_before: datetime, rates_before: datetime, events_kept: int, rows_per_step: int = ROWS_PER_STEP) -> int:
         """Forgets what is old. Returns the rows removed.
 
-        That is: signal and exposure ids seen before ``seen_before``, counts and exposure of minutes before ``rates_before``, and all but
-        the newest events. Each step is a transaction of its own that removes at most ``rows_per_step`` rows: the first run after a long
-        time, or after history was loaded, would otherwise keep all who write waiting.
+        That is: signal and exposure ids seen, and moves of signals made, before ``seen_before``, counts and exposure of minutes before
+        ``rates_before``, and all but the newest events. Each step is a transaction of its own that removes at most ``rows_per_step`` rows:
+        the first run after a long time, or after history was loaded, would otherwise keep all who write waiting.
         """
         before = t.to_instant(seen_before)
         removed = await self._remove(t.signals_seen, t.signals_seen.c.seen_at < before, rows_per_step)
         removed += await self._remove(t.exposure_seen, t.exposure_seen.c.seen_at < before, rows_per_step)
+        # What a word moved was counted before the word was said: nothing is left of it that could go back.
+        removed += await self._remove(t.signal_moves, t.signal_moves.c.at < before, rows_per_step)
         minutes = t.to_instant(rates_before)
         async for reports in self._reports_with_counts_before(minutes):
             counts = t.minute_counts.c
