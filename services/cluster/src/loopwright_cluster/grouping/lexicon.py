@@ -48,6 +48,7 @@ class Rarity:
         self._lexicon = lexicon
         self._pending: Counter[str] = Counter()
         self._known: dict[str, float] = {}
+        self._by_count: dict[int, float] = {}  # a term costs a logarithm, and few counts are shared by all terms
         self.reports = lexicon.reports
         for wording in pending:
             self.add(wording)
@@ -55,6 +56,7 @@ class Rarity:
     def add(self, wording: Wording) -> None:
         self._pending.update(wording.counted)
         self._known.clear()
+        self._by_count.clear()
         self.reports += 1
 
     def of(self, term: str) -> float:
@@ -62,7 +64,10 @@ class Rarity:
         found = self._known.get(term)
         if found is None:
             count = self._lexicon.frequency(term) + self._pending.get(term, 0)
-            found = math.log(1 + (self.reports - count + 0.5) / (count + 0.5)) / math.log(self.reports + 2)
+            found = self._by_count.get(count)
+            if found is None:
+                found = math.log(1 + (self.reports - count + 0.5) / (count + 0.5)) / math.log(self.reports + 2)
+                self._by_count[count] = found
             self._known[term] = found
         return found
 

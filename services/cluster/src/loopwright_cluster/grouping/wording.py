@@ -22,7 +22,7 @@ PROSE_WORDS_MAX = 150
 ERROR_LINES_MAX = 12
 NAMES_MAX = 120
 LINE_CHARS_MIN, LINE_CHARS_MAX = 12, 300  # shorter lines (`}`, `fn main() {`) are everybody's
-WORDINGS_REMEMBERED_MAX = 8_192  # about 10 KB each
+WORDINGS_REMEMBERED_MAX = 12_288  # about 10 KB each; reading a text takes ten times as long as comparing it
 TITLE_WEIGHT = 2  # a title's word counts as two more: titles are what reporters choose with care
 
 _WORD = re.compile(r"[^\W_]{1,64}")
