@@ -63,6 +63,7 @@ class History:
     async def say(self, action, report_id, **fields):
         command, before = self.id("c"), await self.where()
         filed, labels = await self.filed(), dict(self.labels)
+        kept_apart = [await self.ends(said) for name, (said, _, _) in self.words.items() if name not in self.undone]
         said = (action, report_id, {"id": command} | fields)
         fact = await self.flow.command(action, report_id, id=command, **fields)
         if fact.refused:
@@ -71,12 +72,21 @@ class History:
             self.seen.add(f"{action} refused")
             return
         self.seen.add(action)
+        assert action != "merge" or {report_id, fields["other_report_id"]} not in kept_apart
         if action == "undo":
             await self.check_undo(fields["undoes"], fact, before)
             return
         pairs = self.label(action, command, fact, before, fields)
         self.words[command] = (said, fact, pairs)
         self.last = (command, before, filed, labels)
+
+    async def ends(self, said):
+        """The reports that a never_together names, as they are now; of another word none."""
+        action, report_id, fields = said
+        if action != "never_together":
+            return set()
+        named = (report_id, fields["other_report_id"])
+        return {(await self.flow.records.place("shop", name, BEFORE_EVERYTHING, "")).report_id for name in named}
 
     def label(self, action, command, fact, before, fields):
         def held(report_id):
