@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import re
 import threading
@@ -21,7 +22,7 @@ from loopwright_common.bus import ConsumerSpec, Outgoing
 from loopwright_common.clock import SystemClock
 from loopwright_common.contracts import subjects as s
 from loopwright_common.contracts.base import Contract
-from loopwright_common.contracts.queries import RatesAnswer, RatesQuery
+from loopwright_common.contracts.queries import EvaluationAnswer, EvaluationQuery, RatesAnswer, RatesQuery, ShadowAnswer, ShadowQuery
 from loopwright_common.contracts.reports import GroupingDecision, GroupUpdated
 from loopwright_common.contracts.signals import Exposure, Signal
 from loopwright_common.errors import Permanent
@@ -237,6 +238,102 @@ def test_bad_requests_get_the_right_problem(gateway: Running, admin: httpx.Clien
     is_problem(admin.post(f"{act}/reopen", headers={"If-Match": "x"}), 422)
     is_problem(admin.post(f"{act}/suppress", headers={"If-Match": '"999"'}), 409)
     assert admin.get("/v1/reports/r1").json()["state"] != "suppressed"
+
+
+# The grouping
+
+
+def test_words_on_the_grouping_are_asked_for_and_listed(gateway: Running, admin: httpx.Client) -> None:
+    report(gateway, admin, "r1", 2)
+    report(gateway, admin, "r2")
+    act = "/v1/reports/r1/actions"
+    version = admin.get("/v1/reports/r1").json()["version"]
+    is_problem(admin.post(f"{act}/split", json={"signal_ids": ["r1-s0"]}, headers={"If-Match": f'"{version + 1}"'}), 409)
+    asked = {
+        "split": {"signal_ids": ["r1-s0"]}, "move": {"report_id": "r2", "fingerprints": ["f"], "comment": "theirs"},
+        "never_together": {"report_id": "r2"}, "merge_into": {"report_id": "r2"},
+    }  # fmt: skip
+    for name, body in asked.items():
+        version = admin.get("/v1/reports/r1").json()["version"]
+        answer = admin.post(f"{act}/{name}", json=body, headers={"If-Match": f'"{version}"'})
+        assert answer.status_code == 202, answer.text
+        assert {"split", "move", "never_together"} <= set(answer.json()["actions"])
+    words = admin.get("/v1/reports/r1/grouping").json()["words"]
+    assert [word["action"] for word in words] == ["merge", "never_together", "move", "split"]
+    assert all((word["state"], word["undoable"]) == ("asked", False) for word in words)
+    assert (words[2]["reason"], words[2]["fingerprints"], words[2]["other_report_id"]) == ("theirs", ["f"], "r2")
+    assert [word["action"] for word in admin.get("/v1/reports/r2/grouping").json()["words"]] == ["merge", "never_together", "move"]
+    is_problem(admin.post(f"{act}/undo", json={"command_id": words[0]["command_id"]}), 409)
+    is_problem(admin.post(f"{act}/undo", json={"command_id": "unknown"}), 404)
+    until(lambda: len(gateway.bus.published(s.COMMANDS_GROUPS)) == len(asked))
+    assert [command.action for command in gateway.bus.published(s.COMMANDS_GROUPS)] == ["split", "move", "never_together", "merge"]
+
+
+def test_what_cannot_be_a_word_on_the_grouping_is_refused_with_a_problem(gateway: Running, admin: httpx.Client) -> None:
+    report(gateway, admin, "r1", 2)
+    act = "/v1/reports/r1/actions"
+    for name, body in {
+        "split": {}, "move": {"report_id": "r2"}, "never_together": {}, "undo": {"command_id": "a b"}, "merge_into": {"report_id": "../r2"},
+    }.items():  # fmt: skip
+        is_problem(admin.post(f"{act}/{name}", json=body), 422)
+    for hostile in ("", "a/b", "a\x00b", "x" * 65, "'; DROP TABLE words; --", "\U0001f600"):
+        is_problem(admin.post(f"{act}/split", json={"signal_ids": [hostile]}), 422)
+        is_problem(admin.post(f"{act}/move", json={"report_id": hostile, "signal_ids": ["r1-s0"]}), 422)
+    for hostile in ("", "f\x00", "x" * 513):
+        is_problem(admin.post(f"{act}/split", json={"fingerprints": [hostile]}), 422)
+    half = b'{"fingerprints": ["\\ud800"]}'
+    is_problem(admin.post(f"{act}/split", content=half, headers={"Content-Type": "application/json"}), 422)
+    is_problem(admin.post(f"{act}/split", json={"signal_ids": ["nobody"]}), 409)
+    is_problem(admin.post(f"{act}/split", json={"fingerprints": ["\u202e' OR 1=1 --"]}), 409)
+    is_problem(admin.post(f"{act}/split", json={"signal_ids": ["s"] * 10_001}), 422)
+    for route in ("explain", "fingerprints", "grouping"):
+        is_problem(admin.get(f"/v1/reports/nobody/{route}"), 404)
+        is_problem(admin.get(f"/v1/reports/a%00b/{route}"), 422)
+    assert admin.get("/v1/reports/r1/grouping").json() == {"words": []}
+
+
+@pytest.mark.parametrize("route", ["explain", "fingerprints"])
+def test_pages_of_reasons_go_on_and_a_cursor_of_another_make_is_refused(gateway: Running, admin: httpx.Client, route: str) -> None:
+    report(gateway, admin, "r1", 3)
+    whole = admin.get(f"/v1/reports/r1/{route}").json()
+    assert (len(whole["items"]), whole["next_cursor"]) == (3 if route == "explain" else 1, None)
+    if route == "explain":
+        first = admin.get("/v1/reports/r1/explain?limit=2").json()
+        second = admin.get(f"/v1/reports/r1/explain?limit=2&cursor={first['next_cursor']}").json()
+        assert first["items"] + second["items"] == whole["items"]
+        assert second["next_cursor"] is None
+        assert admin.get("/v1/reports/r1/explain?fingerprint=other").json()["items"] == []
+    made = (
+        [route], [route, 1], [route, "1", "s"], [route, 2**70, "s"], [route, True, "s"], [route, 1, "\ud800"], [route, 1, None],
+        ["other", 1, "s"], {"a": 1}, [route, 1, "s", 1],
+    )  # fmt: skip
+    cursors = [base64.urlsafe_b64encode(json.dumps(value).encode()).decode() for value in made]
+    for cursor in (*cursors, "x", "%00", "=" * 10, "A" * 3_000):
+        is_problem(admin.get(f"/v1/reports/r1/{route}?cursor={cursor}"), 422)
+    for query in ("limit=0", "limit=201", "limit=x"):
+        is_problem(admin.get(f"/v1/reports/r1/{route}?{query}"), 422)
+    is_problem(admin.get("/v1/reports/r1/explain?fingerprint=%00"), 422)
+
+
+def test_how_versions_of_the_grouping_compare_is_asked_of_cluster(gateway: Running, admin: httpx.Client) -> None:
+    admin.put("/v1/projects/shop", json={"name": "shop", "services": [{"name": "shop"}]})
+    for route in ("evaluation", "shadow"):
+        is_problem(admin.get(f"/v1/projects/nobody/grouping/{route}"), 404)
+        problem = is_problem(admin.get(f"/v1/projects/shop/grouping/{route}"), 503)
+        assert "did not answer" in problem["detail"]
+    is_problem(admin.get("/v1/projects/shop/grouping/evaluation?version=v9"), 422)
+
+    async def evaluate(query: EvaluationQuery) -> EvaluationAnswer:
+        return EvaluationAnswer(version=query.version or "v2", same=3, same_joined=2)
+
+    async def compare(query: ShadowQuery) -> ShadowAnswer:
+        return ShadowAnswer(version="v2", shadow="v1", since=SystemClock().now(), agreed=7)
+
+    gateway.do(gateway.bus.answer(s.EVALUATION_QUERY, evaluate))
+    gateway.do(gateway.bus.answer(s.SHADOW_QUERY, compare))
+    found = admin.get("/v1/projects/shop/grouping/evaluation?version=v1").json()
+    assert (found["version"], found["same"], found["same_joined"], found["pairs"]) == ("v1", 3, 2, [])
+    assert admin.get("/v1/projects/shop/grouping/shadow").json()["agreed"] == 7
 
 
 def test_every_answer_carries_the_security_headers(gateway: Running, admin: httpx.Client) -> None:

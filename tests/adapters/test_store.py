@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from alembic import command
 from loopwright_common.contracts.investigations import Cost
 from loopwright_common.contracts.reports import GroupingDecision, ReportState
 from loopwright_common.contracts.signals import Exposure, Signal
@@ -26,7 +27,7 @@ from loopwright_gateway.adapters import tables as t
 from loopwright_gateway.adapters.accounts import SqlAccounts
 from loopwright_gateway.adapters.inbox import Inbox
 from loopwright_gateway.adapters.store import SqlStore
-from loopwright_gateway.migrate import migrate
+from loopwright_gateway.migrate import configuration, migrate
 from loopwright_gateway.ports import ReportQuery
 from loopwright_gateway.promotion import MinuteWeight
 from loopwright_gateway.records import ChangeRecord, FirstDecision, OutboxItem, Report, SeenSignal, TimelineEntry
@@ -151,6 +152,30 @@ async def test_two_that_migrate_an_empty_database_at_once_both_succeed(url: str)
     finally:
         for item in both:
             await item.close()
+
+
+async def test_what_was_counted_before_fingerprints_were_kept_is_still_explained_and_moved(url: str) -> None:
+    opened = SqlStore.open(url)
+    try:
+        async with opened.transaction() as unit:
+            await unit._connection.run_sync(lambda connection: command.upgrade(configuration(connection), "0003"))
+        async with opened.transaction() as unit:
+            values = "'old', 'r1', 60000, 'v1', 'production', 'exception', 'shop', 1.0, 'ann', false, true, 60000"
+            await unit.execute(text(f"INSERT INTO signals_seen VALUES ({values})"))
+        await opened.migrate()
+        await save(opened, report(signal_count=1, live_count=1, weight=1.0), report("r2"))
+        (explained,), _ = await Inbox(opened).explain("r1", None, None, 10)
+        (fingerprint,), _ = await Inbox(opened).fingerprints("r1", None, 10)
+        assert (explained.signal.id, explained.fingerprint, explained.decision, explained.moved) == ("old", "", None, None)
+        assert explained.signal.occurred_at.timestamp() == 60
+        assert (fingerprint.fingerprint, fingerprint.signals, fingerprint.example) == ("", 1, "old")
+        async with opened.transaction() as unit:
+            await unit.mark("c1", "r1", "r2", START, fingerprints=(), signal_ids=("old",))
+            assert (await unit.carried("c1")).signal_count == 1
+            await unit.carry("c1", "r1", "r2", everything=False)
+            assert await unit.named("r2", ["old"]) == {"old": ""}
+    finally:
+        await opened.close()
 
 
 async def test_a_report_is_read_back_as_it_was_saved(store: SqlStore) -> None:
