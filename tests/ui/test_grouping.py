@@ -202,6 +202,8 @@ def test_a_signal_alone_is_moved_to_a_report_found_by_its_words(desk: Desk, visi
     assert (command.action, command.other_report_id, command.signal_ids) == ("move", ledger, (f"{yen}-1",))
     expect(done(page)).to_contain_text("Moved to", timeout=15_000)
     expect(page.locator(".words-said li").first).to_contain_text(f"Moved to “{title}”")
+    expect(first).to_contain_text("11 signals")
+    expect(first.get_by_role("button", name="More signals (1)")).to_be_visible()  # what left is no longer listed
     assert (desk.count(yen), desk.count(ledger)) == (14, 13)
     page.goto(f"{desk.gateway.url}/reports/{ledger}")
     opened(page)

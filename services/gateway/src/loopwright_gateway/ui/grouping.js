@@ -112,7 +112,8 @@ export class Panel {
   row(item) {
     const known = this.rows.get(item.fingerprint);
     if (known) {
-      if (known.item.signals !== item.signals && known.open) known.stale();
+      const more = item.signals - known.item.signals;
+      if (more && known.shown) more > 0 ? known.stale() : known.load(); // what has left must not be offered
       known.draw(item);
       return;
     }
@@ -363,13 +364,13 @@ class Row {
 
   /** More signals came: said, not pushed into what is being read. */
   stale() {
-    if (this.news?.isConnected) return;
+    if (this.news?.isConnected) return; // said already
     this.news = h("button.button.small", { type: "button", onclick: () => this.load() }, "More came: show");
     this.list.before(this.news);
   }
 
   async load(cursor) {
-    if (!cursor) fill(this.body, h("p.faint", "Loading…"));
+    if (!this.shown) fill(this.body, h("p.faint", "Loading…"));
     try {
       const asked = `${api.query({ cursor, limit: SIGNALS })}&fingerprint=${encodeURIComponent(this.item.fingerprint)}`; // an empty one names those without
       const page = await api.get(`/v1/reports/${this.panel.report.id}/explain${asked}`);
