@@ -457,13 +457,13 @@ class _Batch:
         key = (signal.project, found.key)
         newcomer, vector = describe(signal, found), await self._vector(key)
 
+        shown: dict[str, str] = {}
+
         async def standing(exemplar: Exemplar) -> tuple[str, bool]:
             place = await self._records.place(signal.project, exemplar.report_id, _occurred(signal), signal.id)
+            if place.given:
+                shown[place.counted] = place.recurred or place.report_id
             return place.counted, place.quiet
-
-        async def shown(report_id: str) -> str:
-            place = await self._records.place(signal.project, report_id, _occurred(signal), signal.id)
-            return place.recurred or place.report_id
 
         others = await self._fingerprinting.elsewhere(signal, found)
         apart = await self._apart(signal, found, others)

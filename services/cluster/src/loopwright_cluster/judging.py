@@ -8,7 +8,7 @@ is handed in again counts once.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -18,7 +18,7 @@ from prometheus_client import Counter
 
 from loopwright_cluster.adjudication import ANSWER_SECONDS_MAX, Adjudicator, Asking, Inquiry
 from loopwright_cluster.comparison import Comparison
-from loopwright_cluster.domain import Decision, Exemplar, Outcome
+from loopwright_cluster.domain import Candidate, Decision, Exemplar, Outcome
 from loopwright_cluster.grouping import v1, v2
 from loopwright_cluster.grouping.lexicon import Lexicon, Rarity
 from loopwright_cluster.grouping.v1 import HUMAN_KINDS
@@ -32,8 +32,8 @@ LEXICONS_MAX = 64  # projects at once, 60 MB each at the very most, a few usuall
 LEXICON_STALE_SHARE = 0.05
 
 Version = Literal["v1", "v2"]
-Shown = Callable[[str], Awaitable[str]]
-"""The report that people see for one that the matcher counts."""
+Shown = Mapping[str, str]
+"""The reports that people see for those the matcher counts, where they are others. ``standing`` fills it as it is asked."""
 
 SHADOW = Counter(
     "loopwright_cluster_shadow_decisions", "Decisions of the version in shadow beside the one in charge.", ["version", "agreed"]
@@ -104,13 +104,13 @@ class Judging:
         }
         if apart is not None:
             judgements = {version: await apart.held(judgement) for version, judgement in judgements.items()}
+        # Up to here reports are as the matcher counts them, without what a model has given away; from here on as people see them.
+        if shown:
+            judgements = {version: _as_shown(judgement, shown) for version, judgement in judgements.items()}
         chosen = judgements[self.version]
         first = inquiry is None or inquiry.hear(newcomer)
         if self.shadow is not None and first:
             self._compare(newcomer, chosen.decision, judgements[self.shadow].decision)
-        # Up to here reports are as the matcher counts them, without what a model has given away; from here on as people see them.
-        if shown is not None:
-            chosen = await _as_shown(chosen, shown)
         return chosen if inquiry is None else await _as_answered(inquiry, neighbourhood, newcomer, chosen, standing)
 
     def stored(self, exemplars: Sequence[Exemplar]) -> None:
@@ -152,25 +152,21 @@ class Judging:
             )  # fmt: skip
 
 
-async def _as_shown(judgement: v2.Judgement, shown: Shown) -> v2.Judgement:
+def _as_shown(judgement: v2.Judgement, shown: Shown) -> v2.Judgement:
     """The judgement naming the reports that its candidates are in."""
+
+    def seen(items: Sequence[Candidate]) -> tuple[Candidate, ...]:
+        return tuple(named.setdefault(id(item), replace(item, report_id=shown.get(item.report_id, item.report_id))) for item in items)
+
+    named: dict[int, Candidate] = {}  # one that is in several lists stays one
     decision = judgement.decision
-    found = {item.report_id: "" for item in (*decision.candidates, *judgement.similar, *judgement.unsure, *judgement.ranked)}
-    for report_id in found:
-        found[report_id] = await shown(report_id)
-    if all(report_id == seen for report_id, seen in found.items()):
-        return judgement
-    named = {id(item): replace(item, report_id=found[item.report_id]) for item in (*decision.candidates, *judgement.ranked)}
+    report_id = None if decision.report_id is None else shown.get(decision.report_id, decision.report_id)
     return replace(
         judgement,
-        decision=replace(
-            decision,
-            report_id=None if decision.report_id is None else found[decision.report_id],
-            candidates=tuple(named[id(item)] for item in decision.candidates),
-        ),
-        unsure=tuple(named[id(item)] for item in judgement.unsure),
-        similar=tuple(named[id(item)] for item in judgement.similar),
-        ranked=tuple(named[id(item)] for item in judgement.ranked),
+        decision=replace(decision, report_id=report_id, candidates=seen(decision.candidates)),
+        unsure=seen(judgement.unsure),
+        similar=seen(judgement.similar),
+        ranked=seen(judgement.ranked),
     )
 
 
