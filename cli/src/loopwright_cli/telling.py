@@ -136,7 +136,8 @@ def figures(features: dict[str, float], similarity: float) -> str:
         if name not in told:
             continue
         if name.startswith("same_"):
-            found.append(f"{'same' if told[name] else 'other'} {name.removeprefix('same_')}")
+            if told[name]:  # not "other": one of the two may just not name its own
+                found.append(known)
         elif name == "onset_gap_seconds":
             found.append(f"{told[name]:.0f} s apart")
         else:

@@ -447,10 +447,7 @@ function figure(label, value) {
 
 function facts(features) {
   const found = [];
-  for (const thing of ["kind", "service", "release"]) {
-    const same = features[`same_${thing}`];
-    if (same != null) found.push(same ? `same ${thing}` : `other ${thing}`);
-  }
+  for (const thing of ["kind", "service", "release"]) if (features[`same_${thing}`]) found.push(`same ${thing}`); // not "other": one of the two may just not name its own
   if (features.onset_gap_seconds != null) found.push(`${duration(features.onset_gap_seconds)} apart`);
   if (features.shared_names != null) found.push(`shared names weigh ${features.shared_names.toFixed(1)}`);
   const names = Object.keys(features).filter((name) => name.startsWith("name:")).map((name) => name.slice(5));
