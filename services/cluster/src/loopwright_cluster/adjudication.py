@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -31,6 +31,10 @@ from loopwright_cluster.grouping.v1 import HUMAN_KINDS
 ASKED_SHARE = 0.2  # of the new reports of a project; the fifth that the matcher is least sure of holds most of what it misses
 SAVED_MAX = 20.0  # questions saved up in quiet times
 PROJECTS_MAX = 4_096  # whose saved questions are remembered
+RECENT_MAX, RECENT_MIN = (
+    500,
+    50,
+)  # a project's last new reports, by whose probabilities the likeliest fifth is told; 130 KB a project at most
 ANSWERS_REMEMBERED_MAX = 4_096
 ANSWER_SECONDS_MAX = 20.0  # a project's signals wait meanwhile
 TITLE_CHARS_MAX, BODY_CHARS_MAX = 200, 1_200
@@ -138,6 +142,7 @@ class Asking:
         self._seconds_max = seconds_max
         self._monotonic = monotonic
         self._saved: OrderedDict[str, float] = OrderedDict()
+        self._recent: dict[str, deque[float]] = {}
         self._answers: OrderedDict[tuple[str, str], Remembered] = OrderedDict()
         self._failures = 0  # in a row
         self._paused_until = 0.0
@@ -145,11 +150,23 @@ class Asking:
     def earn(self, project: str) -> None:
         """One more new report was judged in the project."""
         self._saved[project] = min(SAVED_MAX, self._saved.pop(project, 1.0) + self._share)
+        self._recent.setdefault(project, deque(maxlen=RECENT_MAX)).append(0.0)
         while len(self._saved) > PROJECTS_MAX:
-            self._saved.popitem(last=False)
+            self._recent.pop(self._saved.popitem(last=False)[0], None)
 
-    def take(self, project: str) -> str:
-        """Take one question out of the project's budget; returns why not, for a person, where it may not be asked."""
+    def take(self, project: str, probability: float) -> str:
+        """Take one question out of the project's budget; returns why not, for a person, where it may not be asked.
+
+        ``probability`` is that of the likeliest candidate of the report that was judged last. Where more are unsure than may be asked
+        about, the budget would otherwise be spent on whatever comes first.
+        """
+        recent = self._recent.get(project)
+        if recent:
+            recent[-1] = probability
+            likelier = sum(other > probability for other in recent)
+            if len(recent) >= RECENT_MIN and likelier >= self._share * len(recent):
+                ASKED.labels("unlikely").inc()
+                return f"no model was asked: it may be asked about {self._share:.0%} of the new reports, and others lately were likelier"
         if self._monotonic() < self._paused_until:
             ASKED.labels("paused").inc()
             return "no model was asked: it failed to answer lately, and is left alone for a while"
@@ -280,7 +297,7 @@ class Inquiry:
         if self._closed:
             self.told.setdefault(key, "no model was asked: it was only by an answer about another new report that this one became unsure")
             return None
-        why_not = self._asking.take(newcomer.project)
+        why_not = self._asking.take(newcomer.project, unsure[0].score)
         if why_not:
             self.told[key] = why_not
         else:
