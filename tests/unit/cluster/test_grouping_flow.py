@@ -448,15 +448,15 @@ async def test_when_another_replica_recorded_the_fingerprint_first_its_decision_
     rival = await new_flow()
     rival.bus, rival.index = flow.bus, flow.index
     await rival.restart()
-    original = flow.records.pointer
+    original = flow.records.pointers
 
-    async def overtaken(project, fingerprint):
-        found = await original(project, fingerprint)
+    async def overtaken(keys):
+        found = await original(keys)
         if not flow.facts():
             await rival.take(crash("s9"))
         return found
 
-    flow.records.pointer = overtaken
+    flow.records.pointers = overtaken
     with pytest.raises(Conflict):
         await flow.take(crash("s1"))
     (fact,) = await flow.take(crash("s1"))

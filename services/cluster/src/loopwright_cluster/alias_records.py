@@ -7,15 +7,13 @@ alias keeps it.
 
 from __future__ import annotations
 
-import asyncio
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 
-from loopwright_common.bus import Bus, Conflict, KeyValue
+from loopwright_common.bus import Bus, KeyValue
 
 ALIASES_BUCKET = "cluster_aliases"  # <project>.<key> -> the fingerprint's key
 REMEMBERED_MAX = 50_000  # about 200 bytes each
-WRITES_AT_ONCE = 32
 
 
 class AliasRecords:
@@ -32,35 +30,24 @@ class AliasRecords:
 
     async def first(self, project: str, keys: Sequence[str]) -> Mapping[str, str]:
         """The fingerprints that these keys are aliases of, for those that are."""
-        found = await asyncio.gather(*(self._get(f"{project}.{key}") for key in keys))
-        return {key: fingerprint for key, fingerprint in zip(keys, found, strict=True) if fingerprint is not None}
+        wanted = [f"{project}.{key}" for key in keys]
+        absent = [key for key in wanted if key not in self._known]
+        stored = await self._store.get_many(absent) if absent else {}
+        found = {}
+        for key, full in zip(keys, wanted, strict=True):
+            if full in stored and stored[full].value:
+                found[key] = self._remember(full, stored[full].value.decode())
+            elif full in self._known:
+                self._known.move_to_end(full)
+                found[key] = self._known[full]
+        return found
 
     async def add(self, project: str, aliases: Mapping[str, str]) -> None:
         """Let each key be an alias of its fingerprint, unless it is one of another already. Durable when it returns."""
-        slots = asyncio.Semaphore(WRITES_AT_ONCE)
-
-        async def write(key: str, fingerprint: str) -> None:
-            async with slots:
-                if key not in self._known:
-                    try:
-                        await self._store.create(key, fingerprint.encode())
-                    except Conflict:
-                        return  # somebody was first; ``first`` will say who
-                    self._remember(key, fingerprint)
-
-        results = await asyncio.gather(
-            *(write(f"{project}.{key}", fingerprint) for key, fingerprint in aliases.items()), return_exceptions=True
-        )
-        for result in results:  # all are over before the first failure goes up
-            if isinstance(result, BaseException):
-                raise result
-
-    async def _get(self, key: str) -> str | None:
-        if key in self._known:
-            self._known.move_to_end(key)
-            return self._known[key]
-        entry = await self._store.get(key)
-        return self._remember(key, entry.value.decode()) if entry is not None and entry.value else None
+        unknown = {f"{project}.{key}": fingerprint for key, fingerprint in aliases.items() if f"{project}.{key}" not in self._known}
+        created = await self._store.create_many({key: fingerprint.encode() for key, fingerprint in unknown.items()})
+        for key in created:  # of the others somebody was first; ``first`` will say who
+            self._remember(key, unknown[key])
 
     def _remember(self, key: str, fingerprint: str) -> str:
         self._known[key] = fingerprint

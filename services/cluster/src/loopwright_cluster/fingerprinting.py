@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from loopwright_common.bus import Bus
@@ -70,14 +71,35 @@ class Fingerprinting:
         """The signal's fingerprint. Learns from log lines, so signals have to come in their order."""
         return fingerprint(signal, templates=self._templates.templates, rules=self.rules(signal.project))
 
-    async def elsewhere(self, signal: Signal, found: Fingerprint) -> list[Elsewhere]:
+    async def stored_aliases(self, new: Sequence[tuple[Signal, Fingerprint]]) -> dict[tuple[str, str], str]:
+        """What ``elsewhere`` asks the store for, for many signals at once: (project, other key) -> the fingerprint it leads to.
+
+        Asked-for keys that lead nowhere are there with an empty fingerprint.
+        """
+        keys: dict[str, dict[str, None]] = {}
+        for signal, found in new:
+            asked = keys.setdefault(signal.project, {})
+            asked[found.key] = None
+            asked.update(dict.fromkeys(other.key for other in alternatives(signal, found, rules=self.rules(signal.project))))
+        found_for: dict[tuple[str, str], str] = {}
+        for project, asked in keys.items():
+            stored = await self._aliases.first(project, list(asked))
+            found_for |= {(project, key): stored.get(key, "") for key in asked}
+        return found_for
+
+    async def elsewhere(self, signal: Signal, found: Fingerprint, asked: Mapping[tuple[str, str], str] | None = None) -> list[Elsewhere]:
         """The fingerprints under which the same problem may be known, the surest first: for a fingerprint that is not known itself.
 
         Whether one of them is, the caller looks up: an earlier version's key, say, is one only where that version saw the problem.
+        ``asked``: what ``stored_aliases`` has answered for it a moment ago.
         """
         others = alternatives(signal, found, rules=self.rules(signal.project))
         noted = self._noted.get(signal.project, {})
-        stored = await self._aliases.first(signal.project, [found.key, *(other.key for other in others)])
+        keys = [found.key, *(other.key for other in others)]
+        if asked is not None and all((signal.project, key) in asked for key in keys):
+            stored: Mapping[str, str] = {key: asked[signal.project, key] for key in keys if asked[signal.project, key]}
+        else:
+            stored = await self._aliases.first(signal.project, keys)
         result: dict[str, Elsewhere] = {}
         for key, reason in ((found.key, REACHED), *((other.key, other.reason) for other in others)):
             for fingerprint_key in (noted.get(key), stored.get(key), key):

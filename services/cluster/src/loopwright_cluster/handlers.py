@@ -19,7 +19,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter as Tally
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -52,7 +52,7 @@ from loopwright_cluster.word_records import Apart, Words
 
 NEIGHBOURS_SHOWN = 10  # as many as the contract carries
 EMBEDDED_AT_ONCE = 8  # texts, 50 ms of a core: the first are decided while the next are embedded
-LOOKUPS_AT_ONCE = 32  # reads of unknown fingerprints in flight together: enough to hide the round trip, few enough for the connection
+NOT_ASKED = Pointer("", "")
 BEFORE_EVERYTHING = datetime.min.replace(tzinfo=UTC)  # for what belongs to a report whether or not it was resolved since
 # Decisions that are the same for every signal of a fingerprint, and are told of together.
 TOGETHER = frozenset({"fingerprint", "explicit_fingerprint"})
@@ -213,6 +213,7 @@ class _Draft:
 
     def __init__(self, records: Records) -> None:
         self.pointer, self.fingerprint, self.create = records.pointer, records.fingerprint, records.create
+        self.pointers, self.create_many = records.pointers, records.create_many
         self._records = records
         self.links: dict[str, dict[str, str]] = {}  # by the report that is left
         self._project = ""
@@ -270,6 +271,7 @@ class _Batch:
         self._signals = [(signal, grouping._fingerprinting.of(signal)) for signal in signals]
         self._neighbourhood = Neighbourhood(grouping._index, degraded=grouping._embedding.degraded)
         self._pointers: dict[Key, Pointer | None] = {}
+        self._aliases: Mapping[Key, str] = {}
         self._created: dict[Key, FingerprintRecord] = {}
         self._vectors: dict[Key, asyncio.Task[Vectors]] = {}  # being made while what came before is decided
         self._rows: dict[Key, int] = {}
@@ -282,6 +284,7 @@ class _Batch:
         await self._look_up()
         making = self._embed()
         try:
+            await self._look_elsewhere()
             return await self._places()
         finally:
             for task in making:
@@ -339,31 +342,30 @@ class _Batch:
         for key, record in unsure.items():
             await self._records.create(*key, record)
         await self._records.write_links()
-        slots = asyncio.Semaphore(LOOKUPS_AT_ONCE)
-
-        async def create(key: Key, record: FingerprintRecord) -> None:
-            async with slots:
-                await self._records.create(*key, record)
-
-        others = [item for item in self._created.items() if item[0] not in unsure]
-        results = await asyncio.gather(*(create(*item) for item in others), return_exceptions=True)
-        for result in results:  # all of them are over before the first failure goes up: nothing runs on behind a retry
-            if isinstance(result, BaseException):
-                raise result
+        await self._records.create_many({key: record for key, record in self._created.items() if key not in unsure})
         pending = self._neighbourhood.pending
         if pending:
             await self._index.upsert([exemplar for exemplar, _ in pending], np.stack([vector for _, vector in pending]))
             self._judging.stored([exemplar for exemplar, _ in pending])
 
     async def _look_up(self) -> None:
-        keys = list({(signal.project, found.key): None for signal, found in self._signals if signal.about_report is None})
-        slots = asyncio.Semaphore(LOOKUPS_AT_ONCE)
+        self._pointers = await self._records.pointers(
+            list({(signal.project, found.key): None for signal, found in self._signals if signal.about_report is None})
+        )
 
-        async def read(key: Key) -> None:
-            async with slots:
-                self._pointers[key] = await self._records.pointer(*key)
+    async def _look_elsewhere(self) -> None:
+        """Ask at once for what tells whether the new ones are known under other keys: one by one it was a third of their time."""
+        new: dict[Key, tuple[Signal, Fingerprint]] = {}
+        for signal, found in self._signals:
+            if self._pointers.get((signal.project, found.key), NOT_ASKED) is None:
+                new.setdefault((signal.project, found.key), (signal, found))
+        if new:
+            self._aliases = await self._fingerprinting.stored_aliases(list(new.values()))
+            others = {(project, fingerprint) for (project, key), led in self._aliases.items() for fingerprint in (key, led) if fingerprint}
+            self._pointers |= await self._records.pointers(sorted(others - self._pointers.keys()))
 
-        await asyncio.gather(*(read(key) for key in keys))
+    async def _pointer(self, key: Key) -> Pointer | None:
+        return self._pointers[key] if key in self._pointers else await self._records.pointer(*key)
 
     def _embed(self) -> list[asyncio.Task[Vectors]]:
         """Begins the vectors of what is new, and of what was recorded but perhaps not indexed: its first signal has come again."""
@@ -465,7 +467,7 @@ class _Batch:
                 shown[place.counted] = place.recurred or place.report_id
             return place.counted, place.quiet
 
-        others = await self._fingerprinting.elsewhere(signal, found)
+        others = await self._fingerprinting.elsewhere(signal, found, self._aliases)
         apart = await self._apart(signal, found, others)
         grouped = await self._elsewhere(signal, found, others, apart)
         if grouped is not None:
@@ -509,7 +511,7 @@ class _Batch:
         names = {found.key: ""}
         for other in others:
             key = (project, other.fingerprint)
-            pointer = self._pointers.get(key) or await self._records.pointer(*key)
+            pointer = await self._pointer(key)
             names[other.fingerprint] = pointer.report_id if pointer is not None else ""
         return Apart(project, standing, self._written, names, self._records.links)
 
@@ -517,7 +519,7 @@ class _Batch:
         """Where the same problem is known under another key, as a wrapper or another version of the fingerprints makes one."""
         for other in others:
             key = (signal.project, other.fingerprint)
-            pointer = self._pointers.get(key) or await self._records.pointer(*key)
+            pointer = await self._pointer(key)
             if pointer is None:
                 continue
             against = await apart.against(pointer.report_id) if apart is not None else None

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import json
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Generic, TypeVar
@@ -116,6 +116,31 @@ class _Bucket(Generic[V]):
             return None, 0
         return self.remember(key, self._read(entry.value), entry.revision)
 
+    async def get_many(self, keys: Sequence[str]) -> dict[str, V | None]:
+        """The values; None for those that have none."""
+        found: dict[str, V | None] = {key: (await self.get(key))[0] for key in keys if key in self._known}
+        unknown = [key for key in keys if key not in found]
+        stored = await self.store.get_many(unknown) if unknown else {}
+        for key in unknown:
+            entry = stored.get(key)
+            if entry is not None and entry.value:
+                found[key] = self.remember(key, self._read(entry.value), entry.revision)[0]
+            else:
+                found[key] = self.remember(key, None, 0)[0] if self._absence else None
+        return found
+
+    async def create_many(self, values: Mapping[str, Contract]) -> None:
+        """Create all keys. Raises Conflict when some were there, after forgetting what was known of them; the others are written."""
+        data = {key: value.model_dump_json().encode() for key, value in values.items()}
+        created = await self.store.create_many(data)
+        for key, revision in created.items():
+            self.remember(key, self._read(data[key]), revision)
+        there = [key for key in data if key not in created]
+        for key in there:
+            self.forget(key)
+        if there:
+            raise Conflict(f"{len(there)} of {len(data)} keys exist, the first is {there[0]}")
+
     async def write(self, key: str, value: Contract, revision: int) -> None:
         """Compare-and-set: revision 0 creates. Raises Conflict, after forgetting what was known of the key."""
         data = value.model_dump_json().encode()
@@ -216,6 +241,11 @@ class Records:
         """The report that a fingerprint points to, or None when it has never been seen."""
         return (await self._fingerprints.get(f"{project}.{fingerprint}"))[0]
 
+    async def pointers(self, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Pointer | None]:
+        """``pointer`` for many (project, fingerprint) pairs."""
+        found = await self._fingerprints.get_many([f"{project}.{fingerprint}" for project, fingerprint in keys])
+        return {(project, fingerprint): found[f"{project}.{fingerprint}"] for project, fingerprint in keys}
+
     async def fingerprint(self, project: str, fingerprint: str) -> FingerprintRecord | None:
         """The whole record, read from the store."""
         entry = await self._fingerprints.store.get(f"{project}.{fingerprint}")
@@ -229,6 +259,11 @@ class Records:
     async def create(self, project: str, fingerprint: str, record: FingerprintRecord) -> None:
         """Write a fingerprint's first record. Raises Conflict when it has one."""
         await self._fingerprints.write(f"{project}.{fingerprint}", record, 0)
+
+    async def create_many(self, records: Mapping[tuple[str, str], FingerprintRecord]) -> None:
+        """``create`` for many (project, fingerprint) pairs. Raises Conflict when one has a record; the others are written."""
+        if records:
+            await self._fingerprints.create_many({f"{project}.{fingerprint}": record for (project, fingerprint), record in records.items()})
 
     async def fingerprints_of(self, project: str) -> dict[str, Pointer]:
         """A project's fingerprints and where they point."""
