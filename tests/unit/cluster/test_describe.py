@@ -2,8 +2,8 @@ from datetime import UTC, datetime
 
 import numpy as np
 import pytest
-from loopwright_cluster.embedding import minilm
-from loopwright_cluster.grouping.describe import PEOPLE, TITLE_ENDS, embedding_text
+from loopwright_cluster.embedding import TITLE_ENDS, minilm
+from loopwright_cluster.grouping.describe import PEOPLE, embedding_text
 from loopwright_cluster.grouping.v1 import HUMAN_KINDS
 from loopwright_common.contracts.signals import Signal, SignalKind
 

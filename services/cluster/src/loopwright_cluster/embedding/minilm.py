@@ -13,7 +13,7 @@ import numpy.typing as npt
 import onnxruntime
 from tokenizers import Tokenizer
 
-from loopwright_cluster.grouping.describe import TITLE_ENDS
+from loopwright_cluster.embedding import TITLE_ENDS
 
 TOKENS_MAX = 256  # all-MiniLM-L6-v2 was trained with 128 and evaluated with 256; longer text gains nothing
 TITLE_SHARE = 0.4  # weight of a title's own vector beside that of the whole; anything from .3 to 1 finds more than the whole alone

@@ -15,17 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from loopwright_common.clock import SystemClock
-from loopwright_common.settings import BadSetting, load
-
 from loopwright_pr_agent.sandbox import seccomp
 from loopwright_pr_agent.sandbox.bubblewrap import BubblewrapSandbox, interpreter
 from loopwright_pr_agent.sandbox.landlock import LandlockSandbox
 from loopwright_pr_agent.sandbox.port import MIB, Limits, NoSandbox, RunRequest, Sandbox, SandboxError
-from loopwright_pr_agent.settings import PrAgentSettings
 
 if TYPE_CHECKING:
+    # Only here: an ordinary user's plain Python runs the host's sandboxes, without the packages that settings and a cluster need.
     from loopwright_pr_agent.sandbox.kubernetes.api import JobsApi
+    from loopwright_pr_agent.settings import PrAgentSettings
 
 Choice = Literal["auto", "bubblewrap", "landlock"]  # of this host
 REMEDY = (
@@ -112,6 +110,8 @@ async def choose(choice: Choice = "auto") -> tuple[Sandbox, list[Finding]]:
 
 async def find_in_cluster(settings: PrAgentSettings, api: JobsApi | None = None) -> Finding:
     """What a cluster says of Jobs by these settings."""
+    from loopwright_common.clock import SystemClock
+
     from loopwright_pr_agent.sandbox.kubernetes.service import look  # the broker and its web server: a host's sandbox needs none of it
 
     try:
@@ -138,6 +138,10 @@ def main(argv: Sequence[str] | None = None, api: JobsApi | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m loopwright_pr_agent.sandbox.detect", description="Which sandbox holds on this host.")
     parser.add_argument("sandbox", nargs="?", choices=("auto", "bubblewrap", "landlock", "kubernetes"), default="auto")
     choice = parser.parse_args(argv).sandbox
+    from loopwright_common.settings import BadSetting, load
+
+    from loopwright_pr_agent.settings import PrAgentSettings
+
     try:
         settings = load(PrAgentSettings)
     except BadSetting as error:
