@@ -304,11 +304,13 @@ class _Batch:
         return self._told_why(grouped, self._inquiry)
 
     async def _decided(self, start: int) -> list[Grouped]:
+        if self._inquiry is None:  # nothing is asked, so nothing is taken back: known signals come by the ten thousand here
+            return [self._as_before(signal, found) or await self._place(signal, found) for signal, found in self._signals[start:]]
         grouped = []
         for at, (signal, found) in enumerate(self._signals[start:], start):
             mark = _Mark(at, len(self._neighbourhood.pending), len(self._created), len(self._records))
             grouped.append(self._as_before(signal, found) or await self._place(signal, found))
-            if self._inquiry is not None and len(self._inquiry.questions) > len(self._marks):
+            if len(self._inquiry.questions) > len(self._marks):
                 self._marks.append(mark)
         return grouped
 
