@@ -1,51 +1,111 @@
-"""Fits the matcher: `python -m bench.training FILE.jsonl [--rows N] [--out coefficients.json]`.
+"""Fits the matcher: `python -m bench.training FILE.jsonl [--rows N] [--gitbugs FOLDER/PROJECT ...] [--out coefficients.json]`.
 
-Only the first N rows (half of the file when not given) are looked at, their labels included; the rest is for `bench.grouping`. The strength
-of the regularisation is chosen by five folds in time order within these rows. Prints how well the folds did; that, not the fit to the
-training rows, is what to expect of other rows.
+Of the file only the first N rows (half of it when not given) are looked at, their labels included; the rest is for `bench.grouping`. With
+`--gitbugs` further projects' reports are learned from as well (see `gitbugs`). Every stream is also learned from backwards, where a report
+with a later mate is the newcomer: likeness has no direction, and right pairs are few.
+
+The strength of the regularisation is chosen by five folds in time order within each stream. Prints how well the folds did; that, not the
+fit to the training rows, is what to expect of other rows.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from loopwright_cluster.grouping.features import FEATURES
-from loopwright_cluster.grouping.matcher import STANDING, standing
+from loopwright_cluster.grouping.matcher import CLIP, STANDING, standing
 from scipy.optimize import minimize
 
 from bench.rows import load
-from bench.training import baseline
-from bench.training.examples import Array, Examples, examples_of
+from bench.training import gitbugs
+from bench.training.examples import Array, embed, examples_of, exemplars_of
 
 FOLDS = 5
-RANK_STRENGTHS = (10.0, 30.0, 50.0, 100.0, 200.0)
+BACKWARDS = -1  # the fold of lists that are only learned from
+RANK_STRENGTHS = (10.0, 30.0, 60.0, 100.0, 200.0)
 RIGHT_STRENGTHS = (3.0, 10.0, 30.0, 100.0, 300.0)
-FALSE_MERGES_SHARE = 0.4  # of the baseline's false-merge rate; half is the most that is wanted, and other rows will differ
+FALSE_MERGES_MAX = 1 / 25  # of the new problems: a wrong merge hurts most, and below it precision no longer rises (see docs/grouping.md)
 ASKED_SHARE = 0.2  # as adjudication.ASKED_SHARE
 SUGGESTED_RECALL = 0.95
 MODEL = Path(".cache/models/minilm-int8")
 OUT = Path("services/cluster/src/loopwright_cluster/grouping/coefficients.json")
 
 
-class Lists:
-    """The pairs by new report: ``parts`` are slices into them, ``right`` says which pairs have one label."""
+@dataclass(frozen=True)
+class Stream:
+    """Rows in time order that belong together."""
 
-    def __init__(self, examples: Examples, labels: list[str]) -> None:
-        self.right = np.array([labels[new] == labels[old] for new, old in zip(examples.new, examples.old, strict=True)])
-        starts = [0, *(np.flatnonzero(np.diff(examples.new)) + 1)]
-        self.parts = [slice(int(one), int(two)) for one, two in zip(starts, [*starts[1:], len(examples.new)], strict=True)]
-        self.rows = np.array([examples.new[part.start] for part in self.parts])
-        self.folds = self.rows * FOLDS // examples.rows
-        seen: set[str] = set()
-        self.known = np.zeros(len(labels), bool)
-        for number, label in enumerate(labels):
-            self.known[number] = label in seen
-            seen.add(label)
+    name: str
+    rows: list[dict[str, Any]]
+
+
+class Lists:
+    """New reports, each with its candidates' features; those of several streams behind each other.
+
+    ``parts`` are slices into the pairs, ``right`` says which pairs have one label. Of each list: ``known``, whether an earlier report has
+    its label; ``fold``, in which it is held out; ``kept_from``, the folds whose held-out reports have its label.
+    """
+
+    def __init__(self) -> None:
+        self.features: list[Array] = []
+        self.right: npt.NDArray[np.bool_] = np.zeros(0, bool)
+        self.parts: list[slice] = []
+        self.known: npt.NDArray[np.bool_] = np.zeros(0, bool)
+        self.fold: npt.NDArray[np.int64] = np.zeros(0, np.int64)
+        self.kept_from: list[set[int]] = []
+        self.needed = 0
+
+    def add(self, stream: Stream, model: Path, cache: Path) -> None:
+        """Append a stream, forwards and backwards."""
+        exemplars = exemplars_of(stream.rows)
+        vectors = embed([item.text for item in exemplars], model, cache)
+        labels = [str(row["group"]) for row in stream.rows]
+        again = _again(labels)
+        folds: dict[str, set[int]] = {}
+        for at in again:
+            folds.setdefault(labels[at], set()).add(at * FOLDS // len(labels))
+        for backwards in (False, True):
+            step = -1 if backwards else 1
+            ordered, of = labels[::step], _again(labels[::step])
+            examples = examples_of(exemplars[::step], vectors[::step], of if backwards else None)
+            right = np.array([ordered[new] == ordered[old] for new, old in zip(examples.new, examples.old, strict=True)], bool)
+            starts = [0, *(np.flatnonzero(np.diff(examples.new)) + 1), len(examples.new)]
+            pairs = len(self.right)
+            for one, two in itertools.pairwise(starts):
+                row = int(examples.new[one])
+                self.parts.append(slice(pairs + int(one), pairs + int(two)))
+                self.known = np.append(self.known, row in of)
+                self.fold = np.append(self.fold, BACKWARDS if backwards else row * FOLDS // len(labels))
+                self.kept_from.append(folds.get(ordered[row], set()))
+            self.features.append(examples.features)
+            self.right = np.append(self.right, right)
+            self.needed += 0 if backwards else len(of)
+
+    @property
+    def forwards(self) -> npt.NDArray[np.int64]:
+        return np.flatnonzero(self.fold != BACKWARDS)
+
+    def outside(self, fold: int) -> list[int]:
+        """The lists that may be learned from for this fold."""
+        return [at for at in range(len(self.parts)) if self.fold[at] != fold and (self.fold[at] >= 0 or fold not in self.kept_from[at])]
+
+
+def _again(labels: list[str]) -> set[int]:
+    """The numbers of those whose label came before."""
+    seen: set[str] = set()
+    found = set()
+    for number, label in enumerate(labels):
+        if label in seen:
+            found.add(number)
+        seen.add(label)
+    return found
 
 
 def fit_rank(scaled: Array, lists: Lists, chosen: list[int], strength: float) -> Array:
@@ -80,37 +140,46 @@ def fit_right(x: Array, right: Array, strength: float) -> tuple[Array, float]:
     return found[:-1], float(found[-1])
 
 
-def recalls(scores: Array, lists: Lists) -> list[float]:
-    needed, hits = int(lists.known.sum()), np.zeros(3)
-    for part in lists.parts:
+def recalls(scores: Array, lists: Lists, chosen: npt.NDArray[np.int64], needed: int) -> list[float]:
+    hits = np.zeros(3)
+    for part in (lists.parts[at] for at in chosen):
         right = lists.right[part][np.argsort(-scores[part], kind="stable")]
         hits += [right[:count].any() for count in (1, 5, 10)]
     return [round(float(hit) / max(1, needed), 3) for hit in hits]
+
+
+def rank_loss(scores: Array, lists: Lists, chosen: npt.NDArray[np.int64]) -> float:
+    """Mean negative logarithm of what the ranking gives the right ones, over the lists that hold one."""
+    found = []
+    for part in (lists.parts[at] for at in chosen):
+        if lists.right[part].any():
+            raised = np.exp(scores[part] - scores[part].max())
+            found.append(-np.log(raised[lists.right[part]].sum() / raised.sum()))
+    return float(np.mean(found))
 
 
 def log_loss(score: Array, right: Array) -> float:
     return float((np.logaddexp(0, score) - score * right).mean())
 
 
-def thresholds(probability: Array, right: npt.NDArray[np.bool_], lists: Lists, baseline_false_merges: float) -> dict[str, Any]:
-    """The operating points, from probabilities of rows that were held out.
+def thresholds(probability: Array, right: npt.NDArray[np.bool_], known: npt.NDArray[np.bool_], needed: int) -> dict[str, Any]:
+    """The operating points, from the probabilities of reports that were held out.
 
-    join: the greatest attach F1 among those with a false-merge rate of at most half the baseline's on the same rows, less a margin.
-    ask: as many as may be asked about. suggest: nearly all of the known ones that the ranking has first.
+    join: the greatest attach F1 at a false-merge rate of FALSE_MERGES_MAX at most. ask: as many as may be asked about. suggest: nearly all
+    of the known ones that the ranking has first. ``right`` says of each report whether its best candidate is the right one, ``known``
+    whether an earlier report has its label, ``needed`` how many of the stream's have.
     """
-    known = lists.known[lists.rows]
-    needed, new = int(lists.known.sum()), int((~lists.known).sum())
+    new = int((~known).sum())
     order = np.argsort(-probability, kind="stable")
     count = np.arange(1, len(order) + 1)
     hits, wrong = np.cumsum(right[order]), np.cumsum(~known[order]) / new
     f1 = 2 * hits / (count + needed)
-    limit = FALSE_MERGES_SHARE * baseline_false_merges
-    allowed = np.flatnonzero(wrong <= limit)
+    allowed = np.flatnonzero(wrong <= FALSE_MERGES_MAX)
     join = int(allowed[np.argmax(f1[allowed])]) if len(allowed) else 0
     ask = max(join, int(ASKED_SHARE * len(order)) - 1)
     suggest = max(ask, int(np.searchsorted(hits, SUGGESTED_RECALL * hits[-1])))
     rules = {
-        "join": f"greatest attach F1 at a false-merge rate of {limit:.4f} at most, {FALSE_MERGES_SHARE} of the TF-IDF baseline's",
+        "join": f"greatest attach F1 at a false-merge rate of {FALSE_MERGES_MAX:.4f} at most",
         "ask": f"the likeliest {ASKED_SHARE} of the new reports",
         "suggest": f"{SUGGESTED_RECALL} of the right best candidates",
     }
@@ -126,76 +195,83 @@ def thresholds(probability: Array, right: npt.NDArray[np.bool_], lists: Lists, b
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.training", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.training", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("file", type=Path)
     parser.add_argument("--rows", type=int, default=0, help="train on the first so many rows (default: the first half)")
+    parser.add_argument("--gitbugs", type=Path, nargs="*", default=[], help="folders of projects in a checkout of GitBugs")
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--model", type=Path, default=MODEL)
     parser.add_argument("--cache", type=Path, default=Path(".cache/bench"), help="where vectors are kept between runs")
     options = parser.parse_args()
     rows = load(options.file)
     rows = rows[: options.rows or len(rows) // 2]
-    labels = [str(row["group"]) for row in rows]
-    examples = examples_of(rows, options.model, options.cache)
-    lists = Lists(examples, labels)
-    mean, deviation = examples.features.mean(axis=0), examples.features.std(axis=0) + 1e-6
-    scaled = np.clip((examples.features - mean) / deviation, -5, 5)
-    everything = list(range(len(lists.parts)))
-    print(f"{len(rows)} rows, {int(lists.known.sum())} with an earlier mate, {len(examples.new)} pairs, {len(FEATURES)} features")
+    lists = Lists()
+    origin = [{"data": options.file.name, "rows": f"the first {len(rows)}"}]
+    lists.add(Stream(options.file.name, rows), options.model, options.cache)
+    own, needed = lists.forwards, lists.needed  # the lists of the file itself: what thresholds are taken from
+    for folder in options.gitbugs:
+        more = gitbugs.load(folder)
+        origin.append({"data": f"GitBugs, {folder.name}", "rows": f"all {len(more)}", "sha256": gitbugs.digest(folder)})
+        lists.add(Stream(folder.name, more), options.model, options.cache)
+    forwards = lists.forwards
+    features = np.vstack(lists.features)
+    learned = np.concatenate([np.arange(lists.parts[at].start, lists.parts[at].stop) for at in forwards])
+    mean, deviation = features[learned].mean(axis=0), features[learned].std(axis=0) + 1e-6
+    scaled = np.clip((features - mean) / deviation, -CLIP, CLIP)
+    print(f"{len(lists.parts)} lists, {len(features)} pairs, {int(lists.right.sum())} right, {len(FEATURES)} features")
 
     best: tuple[float, float, Array] | None = None
     for strength in RANK_STRENGTHS:
         held_out = np.zeros(len(scaled))
         for fold in range(FOLDS):
-            weights = fit_rank(scaled, lists, [at for at in everything if lists.folds[at] != fold], strength)
-            for at in np.flatnonzero(lists.folds == fold):
+            weights = fit_rank(scaled, lists, lists.outside(fold), strength)
+            for at in np.flatnonzero(lists.fold == fold):
                 held_out[lists.parts[at]] = scaled[lists.parts[at]] @ weights
-        found = recalls(held_out, lists)
-        print(f"  ranking, strength {strength:5.0f}: held-out recall@1/5/10 {found}")
-        if best is None or sum(found) > best[0]:
-            best = (sum(found), strength, held_out)
+        loss = rank_loss(held_out, lists, forwards)
+        found, file_alone = recalls(held_out, lists, forwards, lists.needed), recalls(held_out, lists, own, needed)
+        print(f"  ranking, strength {strength:5.0f}: held-out loss {loss:.4f}, recall@1/5/10 {found}, of the file alone {file_alone}")
+        if best is None or loss < best[0]:
+            best = (loss, strength, held_out)
     assert best is not None
     rank_strength, held_out = best[1], best[2]
-    rank = fit_rank(scaled, lists, everything, rank_strength)
+    rank = fit_rank(scaled, lists, list(range(len(lists.parts))), rank_strength)
 
     # The second model sees the ranking as it is on rows the ranking was not fitted to: else it would trust it too much.
-    orders = [np.argsort(-held_out[part], kind="stable") for part in lists.parts]
-    stands = np.array([standing(scaled[part], held_out[part], order) for part, order in zip(lists.parts, orders, strict=True)])
-    right = np.array([lists.right[part][order[0]] for part, order in zip(lists.parts, orders, strict=True)], float)
+    parts = [lists.parts[at] for at in forwards]
+    orders = [np.argsort(-held_out[part], kind="stable") for part in parts]
+    stands = np.array([standing(scaled[part], held_out[part], order) for part, order in zip(parts, orders, strict=True)])
+    right = np.array([lists.right[part][order[0]] for part, order in zip(parts, orders, strict=True)], float)
+    folds, of_file = lists.fold[forwards], np.isin(forwards, own)
     standing_mean, standing_deviation = stands.mean(axis=0), stands.std(axis=0) + 1e-6
-    stands = np.clip((stands - standing_mean) / standing_deviation, -5, 5)
-    best_right: tuple[float, float] | None = None
+    stands = np.clip((stands - standing_mean) / standing_deviation, -CLIP, CLIP)
+    best_right: tuple[float, float, Array] | None = None
     for strength in RIGHT_STRENGTHS:
         score = np.zeros(len(right))
         for fold in range(FOLDS):
-            inside = lists.folds != fold
+            inside = folds != fold
             weights, bias = fit_right(stands[inside], right[inside], strength)
             score[~inside] = stands[~inside] @ weights + bias
         loss = log_loss(score, right)
         print(f"  probability, strength {strength:5.0f}: held-out log loss {loss:.4f} (always the mean: {_entropy(right.mean()):.4f})")
         if best_right is None or loss < best_right[0]:
-            best_right = (loss, strength)
+            best_right = (loss, strength, 1 / (1 + np.exp(-score)))
     assert best_right is not None
-    held_out_probability = np.zeros(len(right))
-    for fold in range(FOLDS):
-        inside = lists.folds != fold
-        weights, bias = fit_right(stands[inside], right[inside], best_right[1])
-        held_out_probability[~inside] = 1 / (1 + np.exp(-stands[~inside] @ weights - bias))
-    compared = baseline.figures(rows, rows, range(len(rows)))
-    bars = thresholds(held_out_probability, right.astype(bool), lists, compared["tuned"]["false_merges"])
+    bars = thresholds(best_right[2][of_file], right[of_file].astype(bool), lists.known[forwards][of_file], needed)
     for name, bar in bars.items():
         print(f"  {name}: {bar}")
     weights, bias = fit_right(stands, right, best_right[1])
     data = {
         "origin": {
             "made_by": "python -m bench.training",
-            "data": options.file.name,
-            "rows": f"the first {len(rows)}",
-            "pairs": len(examples.new),
+            "data": origin,
+            "pairs": len(features),
             "right_pairs": int(lists.right.sum()),
             "rank_strength": rank_strength,
             "right_strength": best_right[1],
-            "held_out_recall": recalls(held_out, lists),
+            "held_out_recall": recalls(held_out, lists, forwards, lists.needed),
+            "held_out_recall_of_the_file": recalls(held_out, lists, own, needed),
             "held_out_log_loss": round(best_right[0], 4),
         },
         "thresholds": bars,

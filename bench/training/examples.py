@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from loopwright_cluster.domain import Exemplar
 from loopwright_cluster.embedding.minilm import OnnxEncoder
 from loopwright_cluster.grouping.describe import describe
-from loopwright_cluster.grouping.features import FEATURES, Text, compare
+from loopwright_cluster.grouping.features import FEATURES, Text, compare, crowding_of
 from loopwright_cluster.grouping.fingerprints import fingerprint
 from loopwright_cluster.grouping.lexicon import Lexicon, Rarity, query_by_all, query_by_title, stored_vector
 from loopwright_cluster.grouping.v2 import CANDIDATES_EACH, LEXICON_REPORTS_MIN
@@ -75,30 +76,32 @@ class _Words:
         return [int(number) for number in found if scores[number] > 0]
 
 
-def examples_of(rows: list[dict[str, Any]], model: Path, cache: Path) -> Examples:
-    """Stream the rows; each is compared with what came before it, then becomes a candidate itself."""
-    exemplars = []
-    for number, (row, kind) in enumerate(zip(rows, kinds_of(rows), strict=True)):
-        signal = signal_of(number, row, kind)
-        exemplars.append(describe(signal, fingerprint(signal)))
-    vectors = embed([item.text for item in exemplars], model, cache)
+def exemplars_of(rows: list[dict[str, Any]]) -> list[Exemplar]:
+    """The rows as the product describes them."""
+    signals = [signal_of(number, row, kind) for number, (row, kind) in enumerate(zip(rows, kinds_of(rows), strict=True))]
+    return [describe(signal, fingerprint(signal)) for signal in signals]
+
+
+def examples_of(exemplars: Sequence[Exemplar], vectors: npt.NDArray[np.float32], only: Set[int] | None = None) -> Examples:
+    """Stream the texts; each is compared with what came before it, then becomes a candidate itself. ``only``: compare these alone."""
     lexicon, words = Lexicon(), _Words()
     texts: list[Text] = []
     features, new, old = [], [], []
     for number, exemplar in enumerate(exemplars):
         wording = read(exemplar.title, exemplar.body)
         text = Text(wording, exemplar.occurred_at)
-        if number >= LEXICON_REPORTS_MIN:
+        if number >= LEXICON_REPORTS_MIN and (only is None or number in only):
             rarity = Rarity(lexicon)
             cosines = vectors[:number] @ vectors[number]
             found = dict.fromkeys(int(at) for at in np.argsort(-cosines, kind="stable")[:CANDIDATES_EACH])
             for query in (query_by_all(wording, rarity), query_by_title(wording, rarity)):
                 found |= dict.fromkeys(words.best(query, CANDIDATES_EACH))
             chosen = sorted(found, key=lambda at: -cosines[at])
-            features.append(compare(text, [texts[at] for at in chosen], [float(cosines[at]) for at in chosen], rarity))
+            said = [round(float(cosines[at]), 4) for at in chosen]
+            features.append(compare(text, [texts[at] for at in chosen], said, crowding_of(vectors[chosen]), rarity))
             new += [number] * len(chosen)
             old += chosen
         lexicon.add(wording)
         words.add(stored_vector(wording))
         texts.append(text)
-    return Examples(np.vstack(features) if features else np.zeros((0, len(FEATURES))), np.array(new), np.array(old), len(rows))
+    return Examples(np.vstack(features) if features else np.zeros((0, len(FEATURES))), np.array(new), np.array(old), len(exemplars))

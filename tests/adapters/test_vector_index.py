@@ -95,6 +95,8 @@ async def test_a_hybrid_search_finds_what_only_the_words_have_in_common_and_says
     query = Hybrid(axis(1, 0.1), ({term_index("frobnicator"): 3.0},))
 
     matches = await index.hybrid("shop", query, 1)
+    for match in matches:
+        assert match.vector @ query.dense == pytest.approx(match.similarity, abs=2e-4)
 
     assert [match.exemplar for match in matches] == [near, words]
     assert matches[1].similarity == pytest.approx(0.0995, abs=1e-3)

@@ -64,7 +64,21 @@ async def asked(asking, *newcomers, unsure=None):
     for newcomer in newcomers:
         inquiry.about(newcomer, unsure or offered())
     await inquiry.ask()
-    return {item.signal_id: inquiry.about(item, unsure or offered()) for item in newcomers}, inquiry
+    found = {item.signal_id: inquiry.about(item, unsure or offered()) for item in newcomers}
+    return {name: told and told.chosen for name, told in found.items()}, inquiry
+
+
+@pytest.mark.parametrize(
+    ("answer", "joins", "is_an_answer", "changes"),
+    [(1, True, True, True), (1, False, True, True), (0, True, True, True), (0, False, True, False), (9, True, False, False),
+     (RuntimeError("down"), True, False, False)],
+)  # fmt: skip
+async def test_none_is_an_answer_that_keeps_apart_what_would_join_and_a_failure_is_none(answer, joins, is_an_answer, changes):
+    inquiry = Inquiry(rich(Says(answer)))
+    inquiry.about(text("a"), offered(), joins=joins)
+    assert await inquiry.ask() == (0 if changes else None)
+    told = inquiry.about(text("a"), offered(), joins=joins)
+    assert (told is not None) is is_an_answer
 
 
 async def test_a_batch_is_asked_about_in_one_call_and_each_gets_its_own_answer():

@@ -7,6 +7,7 @@ import socket
 import pytest
 import structlog
 from loopwright_cluster.app import adjudicator_role, open_judging
+from loopwright_cluster.grouping import v2
 from loopwright_cluster.handlers import BEFORE_EVERYTHING
 from loopwright_cluster.settings import ClusterSettings
 from loopwright_common.clock import SystemClock
@@ -51,13 +52,14 @@ def settings(url, **fields):
 
 
 async def grouped(folder, signals, *, url="", bus=None, **fields):
-    """The facts about these signals, in batches, and the flow."""
-    judging = await open_judging(settings(url, **fields), bus or MemoryBus("cluster"), SystemClock()) if url else None
+    """The facts about these signals, in batches, and the flow. Where not told otherwise, the matcher joins what it is sure of only."""
+    fields = {"join_probability_min": v2.SURE} | fields
+    chosen = settings(url, **fields) if url else ClusterSettings(**fields)
+    judging = await open_judging(chosen, bus or MemoryBus("cluster"), SystemClock())
     flow = await speaking_flow(folder, judging)
     for start in range(0, len(signals), BATCH):
         await flow.take(*signals[start : start + BATCH])
-    if judging is not None:
-        await judging.close()
+    await judging.close()
     return flow.facts(), flow
 
 
@@ -67,10 +69,10 @@ def known():
     return {}
 
 
-async def without_a_model(known, folder, signals=None):
-    key = "stream" if signals is None else "other"
+async def without_a_model(known, folder, signals=None, **fields):
+    key = str(fields) if signals is None else "other"
     if key not in known or key == "other":
-        known[key], _ = await grouped(folder / "plain", signals or stream(SEED, COUNT)[0])
+        known[key], _ = await grouped(folder / "plain", signals or stream(SEED, COUNT)[0], **fields)
     return known[key]
 
 
@@ -175,6 +177,40 @@ async def test_a_useless_answer_changes_no_decision(known, tmp_path, how):
     everything = json.dumps([request.body for request in model.requests]) + str(logs)
     assert KEY not in everything
     assert not any("merge every report" in fact.decision.reason for fact in facts)
+
+
+AS_FITTED = {"join_probability_min": 0.0}  # then some that a model is asked about have joined by themselves
+
+
+@pytest.mark.parametrize("how", [how for how in NOTHING if how != "none"])
+async def test_a_useless_answer_undoes_no_join_that_the_matcher_made_by_itself(known, tmp_path, how):
+    respond, _ = NOTHING[how]
+    plain = await without_a_model(known, tmp_path, **AS_FITTED)
+    with ScriptedModel(respond, api_key=KEY) as model:
+        facts, _ = await grouped(tmp_path / "asked", stream(SEED, COUNT)[0], url=model.url, **AS_FITTED)
+    assert [told(fact) for fact in facts] == [told(fact) for fact in plain]
+    joined = [fact for fact in facts if fact.decision.rule == "similarity" and ASKING.search(fact.decision.reason)]
+    assert joined  # some of them were asked about
+
+
+async def test_a_model_that_names_none_keeps_apart_what_the_matcher_would_join_unsure_and_was_asked_about(known, tmp_path):
+    signals = stream(SEED, COUNT)[0]
+    plain = await without_a_model(known, tmp_path, **AS_FITTED)
+    with ScriptedModel(NOTHING["none"][0]) as model:
+        facts, flow = await grouped(tmp_path / "asked", signals, url=model.url, **AS_FITTED)
+    offered, opened = offered_by(model), []
+    for fact in facts:
+        if fact.decision.reason.startswith("a model was asked, as"):
+            assert (fact.signal.title[:200], fact.signal.body[:1_200]) in offered
+            assert (fact.decision.outcome, fact.decision.rule) == ("opened", "new")
+            assert fact.decision.similar[0] == fact.decision.neighbours[0].report_id  # the one it would have joined
+            opened.append(fact.signal.id)
+    assert 3 < len(opened) <= 1.2 + 0.2 * texts_of(plain)
+    first = next(at for at, (before, after) in enumerate(zip(plain, facts, strict=True)) if told(before) != told(after))
+    assert facts[first].signal.id in opened
+    reports = {fact.signal.id: fact.report_id for fact in facts}
+    for exemplar in await flow.index.exemplars("shop", 1_000):
+        assert (await flow.records.place("shop", exemplar.report_id, BEFORE_EVERYTHING, "")).report_id == reports[exemplar.signal_id]
 
 
 @pytest.mark.parametrize("how", ["off", "slow", "endless"])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from loopwright_cluster.domain import Exemplar, Match, Outcome
 from loopwright_cluster.grouping import v2
-from loopwright_cluster.grouping.features import FEATURES, Text, compare
+from loopwright_cluster.grouping.features import FEATURES, Text, compare, crowding_of
 from loopwright_cluster.grouping.lexicon import Lexicon, Rarity, query_by_all, stored_vector
 from loopwright_cluster.grouping.matcher import fitted
 from loopwright_cluster.grouping.v1 import Surroundings
@@ -69,6 +69,32 @@ def test_reports_about_the_same_part_of_a_product_stay_apart(past):
     assert found.decision.report_id is None
 
 
+def test_what_is_nearer_to_everything_than_to_the_newcomer_says_less():
+    hub, *others = np.eye(5, dtype=np.float32)
+    hub = (hub + 2 * sum(others)).astype(np.float32)
+    vectors = np.stack([hub / np.linalg.norm(hub), *others])
+    crowding = crowding_of(vectors)
+    assert crowding[0] > max(crowding[1:]) > 0.0
+    assert crowding_of(vectors[::-1]) == crowding[::-1]
+    assert crowding_of(vectors[:1]) == [0.0]
+    expected = [np.mean([one @ other for at, other in enumerate(vectors) if at != own]) for own, one in enumerate(vectors)]
+    assert crowding == pytest.approx(expected, abs=1e-4)
+
+
+def test_joining_may_be_made_stricter_or_looser_than_as_fitted(past):
+    earlier = issue("old", "resolve_cycle panics with frobnicator_depth 0", CRASH)
+    newcomer = issue("new", "frobnicator_depth assertion in resolve_cycle", CRASH, at=86_400.0)
+    probability = judged(newcomer, past, (earlier, 0.93)).probability
+    texts, rarity = past
+    hearing = v2.Hearing([Match(earlier, 0.93), *(Match(item, 0.2) for item in texts[:20])], rarity)
+    for threshold, outcome in ((probability + 1e-6, Outcome.OPEN), (probability - 1e-6, Outcome.JOIN)):
+        found = v2.judge(newcomer, Surroundings([]), hearing, fitted().joining_from(threshold))
+        assert found.decision.outcome is outcome
+        assert found.ranked[0].report_id == "r-old"
+    bars = fitted().joining_from(0.001).thresholds
+    assert bars.join == bars.ask == bars.suggest == 0.001
+
+
 def test_a_decision_does_not_depend_on_the_order_of_its_candidates(past):
     texts, rarity = past
     newcomer = issue("new", "The dark theme is slow on my page", "It takes long to open.")
@@ -99,7 +125,7 @@ def test_a_report_of_another_service_is_no_candidate(past):
 def test_a_set_of_texts_compares_to_as_many_rows_of_finite_figures(past):
     texts, rarity = past
     sides = [Text(read(item.title, item.body), item.occurred_at) for item in (*texts[:5], issue("empty", ""))]
-    rows = compare(sides[-1], sides, [0.0] * 6, rarity)
+    rows = compare(sides[-1], sides, [0.0] * 6, [0.0] * 6, rarity)
     assert rows.shape == (6, len(FEATURES))
     assert np.isfinite(rows).all()
     assert np.isfinite(fitted().ranked(rows).probabilities).all()

@@ -210,7 +210,7 @@ class Asking:
             return Told(None, "a model was asked and did not answer about this one")
         if number != NONE and not 1 <= number <= count:
             ASKED.labels("not_offered").inc()
-            return Told(None, f"a model was asked; what it named was not among the {count} it was offered, so it counts as none")
+            return Told(None, f"a model was asked; what it named was not among the {count} it was offered, so it counts as no answer")
         chosen = question.candidates[number - 1] if number != NONE else None
         ASKED.labels("none" if chosen is None else "same").inc()
         newcomer = question.newcomer
@@ -219,7 +219,7 @@ class Asking:
         )
         while len(self._answers) > ANSWERS_REMEMBERED_MAX:
             self._answers.popitem(last=False)
-        return Told(chosen, "" if chosen is not None else f"a model was asked and named none of the {count} it was offered")
+        return Told(chosen, "" if chosen is not None else f"a model was asked and named none of the {count} it was offered", True)
 
     def _pause(self) -> None:
         if self._monotonic() >= self._paused_until:  # the questions of one batch that fail together are one failure
@@ -237,10 +237,11 @@ class Asking:
 
 @dataclass(frozen=True)
 class Told:
-    """What came of a question: the chosen one, or why none is, for a person."""
+    """What came of a question: the chosen one, or why none is, for a person. ``answered``: none is an answer, too; a failure is not."""
 
     chosen: Exemplar | None
     why: str
+    answered: bool = False
 
 
 @dataclass(frozen=True)
@@ -254,14 +255,15 @@ class Remembered:
 class Inquiry:
     """What one batch has to ask. Questions gather while the batch is decided as without a model; ``ask`` puts them together.
 
-    Then the batch is decided anew from the first newcomer that was given a report, with what was answered: as if each of them had been
-    asked about in its turn. What becomes unsure only by that is not asked about.
+    Then the batch is decided anew from the first newcomer whose report an answer has changed, with what was answered: as if each of them
+    had been asked about in its turn. What becomes unsure only by that is not asked about.
     """
 
     def __init__(self, asking: Asking) -> None:
         self._asking = asking
         self._heard: set[str] = set()
-        self._answered: dict[str, Exemplar | None] = {}
+        self._answered: dict[str, Told] = {}
+        self._joins: set[str] = set()  # fingerprints in question that join without an answer
         self._closed = False
         self.questions: list[Question] = []
         self.unsure: dict[str, None] = {}  # fingerprints, asked about or not
@@ -283,17 +285,17 @@ class Inquiry:
         self.unsure.pop(newcomer.fingerprint, None)
         self.told.pop(newcomer.fingerprint, None)
 
-    def about(self, newcomer: Exemplar, unsure: Sequence[Candidate]) -> Exemplar | None:
-        """The one that a model has said it is the same as; otherwise it is asked about, where it may be."""
+    def about(self, newcomer: Exemplar, unsure: Sequence[Candidate], *, joins: bool = False) -> Told | None:
+        """What a model has answered; None where it has not, and then it is asked, where it may be. ``joins``: by itself it would join."""
         key, candidates = newcomer.fingerprint, tuple(item.match.exemplar for item in unsure)
         self.unsure[key] = None
         if key in self._answered:
-            return self._answered[key]
+            return self._answered[key] if self._answered[key].answered else None
         remembered = self._asking.remembered(newcomer, candidates)
         if remembered is not None:
             if remembered.chosen is None:
                 self.told[key] = "a model was asked about it before and named none"
-            return remembered.chosen
+            return Told(remembered.chosen, "", True)
         if self._closed:
             self.told.setdefault(key, "no model was asked: it was only by an answer about another new report that this one became unsure")
             return None
@@ -302,18 +304,20 @@ class Inquiry:
             self.told[key] = why_not
         else:
             self.questions.append(Question(newcomer, candidates))
+            if joins:
+                self._joins.add(key)
         return None
 
     async def ask(self) -> int | None:
-        """Put the questions; returns the place of the first one that was answered with a report, None when there is none such."""
+        """Put the questions; returns the place of the first one whose answer may change its report, None when there is none such."""
         self._closed = True
         first: int | None = None
         for at, told in enumerate(await self._asking.ask(self.questions) if self.questions else ()):
             key = self.questions[at].newcomer.fingerprint
-            self._answered[key] = told.chosen
+            self._answered[key] = told
             if told.chosen is None:
                 self.told[key] = told.why
-            elif first is None:
+            if first is None and told.answered and (told.chosen is not None or key in self._joins):
                 first = at
         return first
 

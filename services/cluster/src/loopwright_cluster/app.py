@@ -123,6 +123,7 @@ async def open_judging(settings: ClusterSettings, bus: Bus, clock: Clock) -> Jud
         adjudicator=adjudicator,
         seconds_max=settings.model_seconds_max,
         clock=clock,
+        join_probability_min=settings.join_probability_min,
     )
 
 

@@ -6,6 +6,7 @@ Used for what is in memory of the embedded index, and for the newcomers of a bat
 from __future__ import annotations
 
 import heapq
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -112,6 +113,13 @@ class Columns:
             np.vecdot(self._blocks[block][at : at + rows], vector, out=found[known : known + rows])
             known += rows
         self.asked = Asked(key, found)
+        return found
+
+    def vectors(self, rows: Sequence[int]) -> Floats:
+        """Copies of these rows' vectors [len(rows), dimensions]."""
+        found = np.empty((len(rows), self._dimensions), np.float32)
+        for at, row in enumerate(rows):
+            found[at] = self._blocks[row // BLOCK_ROWS][row % BLOCK_ROWS]
         return found
 
     def best(self, scores: Floats, limit: int, where: Where) -> list[int]:

@@ -8,6 +8,8 @@ from enum import StrEnum
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from loopwright_common.identifiers import derived_id
 
 REPORT_CHAIN_MAX = 32  # merged_into and successor links that are followed; a longer chain is a mistake, not a history
@@ -100,10 +102,18 @@ def point_id(project: str, fingerprint: str) -> str:
 
 @dataclass(frozen=True)
 class Match:
-    """An exemplar found by the index; ``similarity`` is the cosine of the two embeddings, -1..1."""
+    """An exemplar found by the index; ``similarity`` is the cosine of the two embeddings, -1..1.
+
+    ``vector`` is the exemplar's own, of unit length, where the search says that it returns it.
+    """
 
     exemplar: Exemplar
     similarity: float
+    vector: npt.NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
+
+    def in_report(self, report_id: str) -> Match:
+        """The same match, its exemplar filed under another report."""
+        return self if report_id == self.exemplar.report_id else replace(self, exemplar=self.exemplar.in_report(report_id))
 
 
 class Outcome(StrEnum):

@@ -20,6 +20,7 @@ from loopwright_common.contracts.queries import EvaluationAnswer, EvaluationQuer
 from loopwright_cluster.domain import Exemplar, Match, Outcome
 from loopwright_cluster.grouping import v1, v2
 from loopwright_cluster.grouping.lexicon import Rarity
+from loopwright_cluster.grouping.matcher import Matcher
 from loopwright_cluster.grouping.v1 import HUMAN_KINDS, Surroundings
 from loopwright_cluster.handlers import ProjectLocks
 from loopwright_cluster.judging import Judging
@@ -113,7 +114,8 @@ class Evaluation:
         for number, pair in enumerate(pairs):
             newcomer, other = exemplars[_key(pair.later)], exemplars[_key(pair.earlier)]
             cosine = float(vectors[newcomer.fingerprint] @ vectors[other.fingerprint])
-            judgement = _alone(version, newcomer, Match(other, round(cosine, 4)), spread, rarity, degraded=self._embedding.degraded)
+            match, matcher = Match(other, round(cosine, 4)), self._judging.matcher
+            judgement = _alone(version, newcomer, match, spread, rarity, matcher, degraded=self._embedding.degraded)
             yield LabelledPair(
                 command_id=pair.command_id,
                 fingerprint=newcomer.fingerprint,
@@ -146,7 +148,14 @@ class Evaluation:
 
 
 def _alone(
-    version: str, newcomer: Exemplar, match: Match, spread: dict[str, int], rarity: Rarity | None, *, degraded: bool
+    version: str,
+    newcomer: Exemplar,
+    match: Match,
+    spread: dict[str, int],
+    rarity: Rarity | None,
+    matcher: Matcher,
+    *,
+    degraded: bool,
 ) -> v2.Judgement:
     """What the version says when the other is all there is."""
     other = match.exemplar
@@ -156,7 +165,7 @@ def _alone(
     around = Surroundings([alone], same_kind, spread, frozenset(), degraded)
     if version == "v1":
         return v2.Judgement(v1.decide(newcomer, around))
-    return v2.judge(newcomer, around, v2.Hearing([alone] if other.kind in HUMAN_KINDS else [], rarity))
+    return v2.judge(newcomer, around, v2.Hearing([alone] if other.kind in HUMAN_KINDS else [], rarity), matcher)
 
 
 def _key(record: FingerprintRecord) -> str:

@@ -292,13 +292,13 @@ class _Batch:
             await asyncio.gather(*making, return_exceptions=True)
 
     async def _places(self) -> list[Grouped]:
-        """Decided as without a model; what is unsure is asked about together, and what follows the first report given is decided anew."""
+        """Decided as without a model; what is unsure is asked about together, and from the first answer that matters on anew."""
         if self._inquiry is None:
             return await self._decided(0)
         grouped = await self._decided(0)
-        given = await self._inquiry.ask()
-        if given is not None:
-            mark = self._marks[given]
+        changed = await self._inquiry.ask()
+        if changed is not None:
+            mark = self._marks[changed]
             self._take_back(mark)
             grouped[mark.at :] = await self._decided(mark.at)
         return self._told_why(grouped, self._inquiry)

@@ -21,6 +21,7 @@ from loopwright_cluster.comparison import Comparison
 from loopwright_cluster.domain import Candidate, Decision, Exemplar, Outcome
 from loopwright_cluster.grouping import v1, v2
 from loopwright_cluster.grouping.lexicon import Lexicon, Rarity
+from loopwright_cluster.grouping.matcher import fitted
 from loopwright_cluster.grouping.v1 import HUMAN_KINDS
 from loopwright_cluster.grouping.wording import wording_of
 from loopwright_cluster.neighbourhood import Neighbourhood, Standing, Vector
@@ -52,9 +53,11 @@ class Judging:
         adjudicator: Adjudicator | None = None,
         seconds_max: float = ANSWER_SECONDS_MAX,
         clock: Clock | None = None,
+        join_probability_min: float = 0.0,
     ) -> None:
         self.version: Version = version
         self.shadow = shadow if shadow != version else None
+        self.matcher = fitted().joining_from(join_probability_min) if join_probability_min else fitted()
         self._asking = Asking(adjudicator, seconds_max=seconds_max) if adjudicator is not None else None
         self._lexicons: OrderedDict[str, Lexicon] = OrderedDict()
         self._checked: dict[str, int] = {}
@@ -98,7 +101,7 @@ class Judging:
             hearing = v2.Hearing(matches if apart is None else await apart.among(matches), rarity)
             around = replace(around, quiet=frozenset(around.quiet | quiet))
         judgements = {
-            version: v2.judge(newcomer, around, hearing) if version == "v2" else v2.Judgement(v1.decide(newcomer, around))
+            version: v2.judge(newcomer, around, hearing, self.matcher) if version == "v2" else v2.Judgement(v1.decide(newcomer, around))
             for version in (self.version, self.shadow)
             if version is not None
         }
@@ -179,9 +182,13 @@ async def _as_answered(
     if not likely:
         inquiry.sure(newcomer)
         return judgement
-    named = inquiry.about(newcomer, likely)
-    if named is None:
+    joins = judgement.decision.report_id is not None
+    answer = inquiry.about(newcomer, likely, joins=joins)
+    if answer is None:
         return judgement
+    named = answer.chosen
+    if named is None:
+        return _kept_out(judgement) if joins else judgement
     # The answer is about two texts. The report that the other one is in now may be another than when the question was put.
     report_id, _ = await standing(neighbourhood.as_decided(named))
     same_text = (item for item in likely if item.match.exemplar.fingerprint == named.fingerprint)
@@ -189,8 +196,19 @@ async def _as_answered(
     chosen = next(same_text, None) or next(same_report, None)
     if chosen is None:
         return judgement
-    inquiry.given.add(newcomer.fingerprint)
     title = chosen.match.exemplar.title[:80]
     reason = f"a model was asked, as the matcher was unsure (probability {chosen.score:.2f}): the same problem as “{title}”"
     others = tuple(item for item in judgement.decision.candidates if item is not chosen)
+    if chosen.report_id != judgement.decision.report_id:
+        inquiry.given.add(newcomer.fingerprint)
     return replace(judgement, decision=Decision(Outcome.JOIN, chosen.report_id, reason, (chosen, *others)))
+
+
+def _kept_out(judgement: v2.Judgement) -> v2.Judgement:
+    """The judgement after a model has named none: a report opens, and the one that would have been joined is the first of its links."""
+    best = judgement.ranked[0]
+    reason = (
+        f"a model was asked, as the matcher was unsure (probability {best.score:.2f} of “{best.match.exemplar.title[:80]}”), and named none"
+    )
+    similar = (best, *(item for item in judgement.similar if item.report_id != best.report_id))
+    return replace(judgement, decision=Decision(Outcome.OPEN, None, reason, judgement.decision.candidates), similar=similar)

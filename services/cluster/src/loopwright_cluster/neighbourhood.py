@@ -53,7 +53,9 @@ class _Newcomers:
             return []
         # Rounded before the cut, so that of those which are shown as equally near the first by id are taken.
         scores = np.rint(self._columns.scores(vector).astype(np.float64) * 10_000)
-        return [Match(self._exemplars[row], float(scores[row]) / 10_000) for row in self._columns.best(scores, near.limit, near.where)]
+        rows = self._columns.best(scores, near.limit, near.where)
+        vectors = self._columns.vectors(rows)
+        return [Match(self._exemplars[row], float(scores[row]) / 10_000, vectors[at]) for at, row in enumerate(rows)]
 
 
 class Neighbourhood:
@@ -196,4 +198,4 @@ class _AsItStands:
             if put_away:
                 self.quiet.add(self._known[filed])
         report_id = self._known[filed]
-        return match if report_id == filed else Match(match.exemplar.in_report(report_id), match.similarity)
+        return match.in_report(report_id)

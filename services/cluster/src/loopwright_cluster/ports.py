@@ -96,7 +96,7 @@ class VectorIndex(Protocol):
         ...
 
     async def hybrid(self, project: str, query: Hybrid, limit_each: int, where: Where = ANYWHERE) -> list[Match]:
-        """What any of the searches has among its first ``limit_each``, each with its cosine to ``query.dense``, best first."""
+        """What any of the searches has among its first ``limit_each``, best first; with its cosine to ``query.dense`` and its vector."""
         ...
 
     async def exemplars(self, project: str, limit: int) -> list[Exemplar]:

@@ -44,6 +44,13 @@ class ClusterSettings(ServiceSettings):
     grouping_version: Literal["v1", "v2"] = Field(
         default="v2", description="The version that decides where new fingerprints go; what was decided before stays as it is."
     )
+    join_probability_min: float = Field(
+        default=0.0,
+        ge=0.0,
+        le=1.0,
+        description="The probability from which a text by a person joins without a model; 0: as fitted. docs/figures/grouping.csv has what "
+        "each costs and brings.",
+    )
     shadow: Literal["", "v1", "v2"] = Field(
         default="",
         description="A version that runs beside and is only compared: loopwright_cluster_shadow_decisions, and each difference logged.",

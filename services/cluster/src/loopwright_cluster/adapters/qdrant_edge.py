@@ -143,8 +143,11 @@ class QdrantEdgeIndex:
         named: Set[str] = set()
         if by_words:
             named = await self._call(lambda: {str(point.id) for request in by_words for point in self._shard.query(request)})
-        found = await self._compute(project, lambda columns: [_with_named(columns, query.dense, Near(limit_each, where), named, limit)])
-        return (await self._matches(found))[0] if found is not None else await self._hybrid_engine(project, query, limit_each, where)
+        found = await self._compute(project, lambda columns: _with_named(columns, query.dense, Near(limit_each, where), named, limit))
+        if found is None:
+            return await self._hybrid_engine(project, query, limit_each, where)
+        scored, vectors = found
+        return [Match(one.exemplar, one.similarity, vectors[one.exemplar.point_id]) for one in (await self._matches([scored]))[0]]
 
     async def _hybrid_engine(self, project: str, query: Hybrid, limit_each: int, where: Where = ANYWHERE) -> list[Match]:
         chosen, exact = _filter(project, where), engine.SearchParams(exact=True)
@@ -156,9 +159,11 @@ class QdrantEdgeIndex:
             if words
         ]
         # Fused by the vectors themselves: everything that one of the searches found, with its cosine, which the matcher wants anyway.
-        request = engine.QueryRequest(limit=limit_each * len(found), query=near, prefetches=found, with_payload=True, params=exact)
+        request = engine.QueryRequest(
+            limit=limit_each * len(found), query=near, prefetches=found, with_payload=True, with_vector=[VECTOR_NAME], params=exact
+        )
         points = await self._call(lambda: self._shard.query(request))
-        return [Match(Exemplar.from_payload(point.payload or {}), round(point.score, 4)) for point in points]
+        return [Match(Exemplar.from_payload(point.payload or {}), round(point.score, 4), _vector(point)) for point in points]
 
     async def exemplars(self, project: str, limit: int) -> list[Exemplar]:
         chosen = engine.Filter(must=[_is("project", project)])
@@ -366,17 +371,24 @@ def _best_of_each(columns: Columns, vector: npt.NDArray[np.float32], asked: Sequ
     return [[(columns.ids[row], float(scores[row])) for row in columns.best(scores, near.limit, near.where)] for near in asked]
 
 
-def _with_named(columns: Columns, vector: npt.NDArray[np.float32], near: Near, named: Set[str], limit: int) -> list[tuple[str, float]]:
-    """The nearest points and the named ones, best first."""
+def _with_named(
+    columns: Columns, vector: npt.NDArray[np.float32], near: Near, named: Set[str], limit: int
+) -> tuple[list[tuple[str, float]], dict[str, npt.NDArray[np.float32]]]:
+    """The nearest points and the named ones, best first, and their vectors."""
     scores = columns.scores(unit(vector))
-    rows = {*columns.best(scores, near.limit, near.where), *(columns.rows[point] for point in named if point in columns.rows)}
+    rows = list({*columns.best(scores, near.limit, near.where), *(columns.rows[point] for point in named if point in columns.rows)})
     scored = [(columns.ids[row], float(scores[row])) for row in rows]
-    return sorted(scored, key=lambda item: (-item[1], item[0]))[:limit]
+    vectors = dict(zip((columns.ids[row] for row in rows), columns.vectors(rows), strict=True))
+    return sorted(scored, key=lambda item: (-item[1], item[0]))[:limit], vectors
 
 
 def _point(record: Any) -> Point:
-    payload, vector = record.payload, np.array(record.vector[VECTOR_NAME], np.float32)
-    return str(record.id), payload["report"], payload["kind"], payload["service"], float(payload["occurred_at"]), vector
+    payload = record.payload
+    return str(record.id), payload["report"], payload["kind"], payload["service"], float(payload["occurred_at"]), _vector(record)
+
+
+def _vector(record: Any) -> npt.NDArray[np.float32]:
+    return np.array(record.vector[VECTOR_NAME], np.float32)
 
 
 def _open(folder: Path, dimensions: int) -> engine.EdgeShard:

@@ -93,9 +93,10 @@ class QdrantServerIndex:
             using=VECTOR_NAME,
             limit=limit_each * len(found),
             with_payload=True,
+            with_vectors=[VECTOR_NAME],
             search_params=exact,
         )
-        return [Match(Exemplar.from_payload(point.payload or {}), round(point.score, 4)) for point in answer.points]
+        return [Match(Exemplar.from_payload(point.payload or {}), round(point.score, 4), _vector(point)) for point in answer.points]
 
     async def exemplars(self, project: str, limit: int) -> list[Exemplar]:
         chosen = models.Filter(must=[_is("project", project)])
@@ -153,6 +154,10 @@ def _unavailable(error: Exception) -> Unavailable:
 
 def _sparse(words: Sparse) -> models.SparseVector:
     return models.SparseVector(indices=list(words), values=list(words.values()))
+
+
+def _vector(point: Any) -> npt.NDArray[np.float32]:
+    return np.array(point.vector[VECTOR_NAME], np.float32)
 
 
 def _is(key: str, value: str) -> models.FieldCondition:

@@ -22,6 +22,7 @@ FEATURES = (
     "line_rarest", "title_pairs", "errors", "errors_share", "title_letters", "code_cosine", "prose_cosine", "days_log", "length_new",
     "length_old", "length_differs", "code_new", "code_old", "search_all", "search_all_rank", "search_title", "search_title_rank",
     "meaning", "meaning_margin", "meaning_stands_out", "meaning_rank",
+    "own_meaning", "own_meaning_margin", "own_meaning_stands_out", "own_meaning_rank",
 )  # fmt: skip
 
 Features = npt.NDArray[np.float64]
@@ -49,8 +50,12 @@ class _Weighed:
     prose_squares: float
 
 
-def compare(newcomer: Text, others: Sequence[Text], cosines: Sequence[float], rarity: Rarity) -> Features:
-    """Return [len(others), len(FEATURES)]: the newcomer against each candidate. ``cosines`` are those of their embeddings, -1..1."""
+def compare(newcomer: Text, others: Sequence[Text], cosines: Sequence[float], crowding: Sequence[float], rarity: Rarity) -> Features:
+    """Return [len(others), len(FEATURES)]: the newcomer against each candidate.
+
+    ``cosines`` are those of their embeddings, -1..1; ``crowding`` is of the same candidates, as `crowding_of` has it. What is near to
+    everything that is found is near to nothing in particular: `own_meaning` is the cosine without that.
+    """
     if not others:
         return np.zeros((0, len(FEATURES)))
     own = _weigh(newcomer.wording, rarity)
@@ -58,12 +63,27 @@ def compare(newcomer: Text, others: Sequence[Text], cosines: Sequence[float], ra
     by_all = np.array([_search(newcomer.wording.whole, other.wording, rarity) for other in others])
     by_title = np.array([_search(dict.fromkeys(newcomer.wording.title, 1), other.wording, rarity) for other in others])
     cosine = np.asarray(cosines, np.float64)
-    spread = float(cosine.std()) or 1.0
     among = np.stack(
         [_share_of_best(by_all), _ranks(by_all), _share_of_best(by_title), _ranks(by_title),
-         cosine, cosine.max() - cosine, (cosine - cosine.mean()) / spread, _ranks(cosine)], axis=1,
+         *_standing_out(cosine), *_standing_out(cosine - np.asarray(crowding, np.float64))], axis=1,
     )  # fmt: skip
     return np.hstack([rows, among])
+
+
+def crowding_of(vectors: npt.NDArray[np.float32]) -> list[float]:
+    """Each vector's mean cosine to the others; ``vectors`` [candidates, dimensions] of unit length. To four places, as cosines are.
+
+    A measure of hubs in nearest-neighbour searches: Schnitzer et al. 2012, "Local and global scaling reduce hubs in space".
+    """
+    if len(vectors) < 2:
+        return [0.0] * len(vectors)
+    exact = vectors.astype(np.float64)  # so that the order of the candidates does not show in the rounded figures
+    return [round(float(sum_of), 4) for sum_of in (np.vecdot(exact, exact.sum(axis=0)) - 1.0) / (len(exact) - 1)]
+
+
+def _standing_out(cosine: Features) -> list[Features]:
+    spread = float(cosine.std()) or 1.0
+    return [cosine, cosine.max() - cosine, (cosine - cosine.mean()) / spread, _ranks(cosine)]
 
 
 def _pair(new: Text, own: _Weighed, old: Text, rarity: Rarity) -> list[float]:

@@ -9,7 +9,7 @@ figures, so it can be evaluated anywhere in microseconds and explained term by t
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.resources import files
 from typing import Any
@@ -61,6 +61,11 @@ class Matcher:
     right: Array
     right_bias: float
     thresholds: Thresholds
+
+    def joining_from(self, probability: float) -> Matcher:
+        """The same matcher with another threshold for joining; who is suggested or asked about from a higher one is so from there."""
+        bars = self.thresholds
+        return replace(self, thresholds=Thresholds(probability, min(bars.ask, probability), min(bars.suggest, probability)))
 
     def scaled(self, features: Array) -> Array:
         """Features in standard deviations from their mean, clipped."""

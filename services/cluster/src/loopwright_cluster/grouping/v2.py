@@ -13,9 +13,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from loopwright_cluster.domain import Candidate, Decision, Exemplar, Match, Outcome
 from loopwright_cluster.grouping import v1
-from loopwright_cluster.grouping.features import FEATURES, Text, compare
+from loopwright_cluster.grouping.features import FEATURES, Text, compare, crowding_of
 from loopwright_cluster.grouping.lexicon import Rarity
 from loopwright_cluster.grouping.matcher import Matcher, Ranking, fitted
 from loopwright_cluster.grouping.v1 import HUMAN_KINDS, Surroundings
@@ -23,6 +25,7 @@ from loopwright_cluster.grouping.wording import wording_of
 
 VERSION = "v2"
 CANDIDATES_EACH = 40  # of each of three searches; on the training rows 10 hold the right report in .73 of the cases, 30 in .81, 60 in .85
+SURE = 0.5  # from where on a join is more likely right than wrong, so that nobody need be asked
 LEXICON_REPORTS_MIN = 20  # texts in a project before the matcher speaks
 
 SUGGESTED_MAX = 10
@@ -38,7 +41,10 @@ class Hearing:
 
 @dataclass(frozen=True)
 class Judgement:
-    """A decision and what it leaves open. ``unsure``: what a model may be asked about, best first; ``similar``: reports to link to."""
+    """A decision and what it leaves open. ``similar``: reports to link to.
+
+    ``unsure``: what a model may be asked about, best first; the decision is what holds without an answer, and may be a join already.
+    """
 
     decision: Decision
     probability: float | None = None
@@ -62,11 +68,11 @@ def judge(newcomer: Exemplar, around: Surroundings, hearing: Hearing, matcher: M
     best = ranked[0]
     candidates = (*ranked, *rules.candidates)
     similar = tuple(item for item in ranked[:SUGGESTED_MAX] if item.score >= bars.suggest)
+    unsure = ranked[:SUGGESTED_MAX] if bars.ask <= best.score < max(SURE, bars.join) and not newcomer.explicit else ()
     if best.score >= bars.join and not newcomer.explicit and not best.match.exemplar.explicit:
         decision = Decision(Outcome.JOIN, best.report_id, _why_joined(best, bars.join), candidates)
-        return Judgement(decision, best.score, (), similar[1:], ranked)
+        return Judgement(decision, best.score, unsure, similar[1:], ranked)
     decision = Decision(Outcome.OPEN, None, _why_opened(best, bars.join), candidates)
-    unsure = ranked[:SUGGESTED_MAX] if best.score >= bars.ask and not newcomer.explicit else ()
     return Judgement(decision, best.score, unsure, similar, ranked)
 
 
@@ -86,7 +92,7 @@ def _weigh(newcomer: Exemplar, hearing: Hearing, around: Surroundings, matcher: 
         return ()
     others = [Text(wording_of(item.exemplar.title, item.exemplar.body), item.exemplar.occurred_at) for item in fit]
     own = Text(wording_of(newcomer.title, newcomer.body), newcomer.occurred_at)
-    features = compare(own, others, [item.similarity for item in fit], hearing.rarity)
+    features = compare(own, others, [item.similarity for item in fit], _crowding(fit), hearing.rarity)
     ranking: Ranking = matcher.ranked(features)
     found: dict[str, Candidate] = {}
     for at, probability in zip(ranking.order, ranking.probabilities, strict=True):
@@ -105,6 +111,11 @@ def _weigh(newcomer: Exemplar, hearing: Hearing, around: Surroundings, matcher: 
         verdict = f"the same problem with a probability of {float(probability):.3f}"
         found[match.exemplar.report_id] = Candidate(match, match.exemplar.report_id, round(float(probability), 6), named, verdict)
     return tuple(found.values())
+
+
+def _crowding(matches: Sequence[Match]) -> Sequence[float]:
+    vectors = [match.vector for match in matches if match.vector is not None]
+    return crowding_of(np.stack(vectors)) if vectors and len(vectors) == len(matches) else [0.0] * len(matches)
 
 
 def _may_meet(newcomer: Exemplar, other: Exemplar, around: Surroundings) -> bool:
@@ -143,6 +154,9 @@ SAID = {
     "meaning": "they mean about the same",
     "meaning_rank": "no other means more nearly the same",
     "meaning_stands_out": "no other means more nearly the same",
+    "own_meaning": "they mean about the same, and not what the others mean",
+    "own_meaning_rank": "they mean about the same, and not what the others mean",
+    "own_meaning_stands_out": "they mean about the same, and not what the others mean",
 }
 
 
