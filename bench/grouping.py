@@ -301,7 +301,7 @@ def main() -> None:
     if options.curve:
         write_curve(curve, options.curve)
     tune = load(options.tune) if options.tune else rows[: options.scored_from or int(len(rows) * 0.4)]
-    print_baseline(baseline.figures(rows, tune, scored), figures, recall)
+    print_baseline(baseline.figures(rows, tune, scored), figures, recall, curve)
     if options.upper_bound:
         knows = Knows(rows)
         upper = baseline.attach(gold, asyncio.run(stream(rows, options.cache, knows))[0], scored)
@@ -311,8 +311,10 @@ def main() -> None:
               f"false-merge rate {upper['false_merges']:.4f}")  # fmt: skip
 
 
-def print_baseline(compared: dict[str, Any], figures: dict[str, float], recall: Sequence[float]) -> None:
-    """The TF-IDF search on the same rows, and the product's figures over its."""
+def print_baseline(
+    compared: dict[str, Any], figures: dict[str, float], recall: Sequence[float], curve: list[tuple[float, float, float, float, float]]
+) -> None:
+    """The TF-IDF search on the same rows, and the product's figures over its; also from where on they would be at half its false merges."""
     print(f"TF-IDF       recall@1/5/10  {' / '.join(f'{value:.3f}' for value in compared['recall'])}")
     names = ("tuned", "best possible threshold")
     for name in names:
@@ -322,6 +324,9 @@ def print_baseline(compared: dict[str, Any], figures: dict[str, float], recall: 
     for name in names:
         f1, false_merges = compared[name]["f1"] or float("nan"), compared[name]["false_merges"] or float("nan")
         print(f"ratios ({name})  attach F1 {figures['f1'] / f1:.2f}, false-merge rate {figures['false_merges'] / false_merges:.2f}")
+        half = max((point for point in curve if point[4] <= false_merges / 2), key=lambda point: point[3], default=None)
+        if half is not None:
+            print(f"  joining from {half[0]:.3f} on: attach F1 {half[3] / f1:.2f}, false-merge rate {half[4] / false_merges:.2f}")
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ FOLDS = 5
 BACKWARDS = -1  # the fold of lists that are only learned from
 RANK_STRENGTHS = (10.0, 30.0, 60.0, 100.0, 200.0)
 RIGHT_STRENGTHS = (3.0, 10.0, 30.0, 100.0, 300.0)
-FALSE_MERGES_MAX = 1 / 25  # of the new problems: a wrong merge hurts most, and below it precision no longer rises (see docs/grouping.md)
+FALSE_MERGES_MAX = 1 / 15  # of the new problems: half of what a TF-IDF search makes where its attach F1 is best, one in seven
 ASKED_SHARE = 0.2  # as adjudication.ASKED_SHARE
 SUGGESTED_RECALL = 0.95
 MODEL = Path(".cache/models/minilm-int8")
@@ -49,8 +49,8 @@ class Stream:
 class Lists:
     """New reports, each with its candidates' features; those of several streams behind each other.
 
-    ``parts`` are slices into the pairs, ``right`` says which pairs have one label. Of each list: ``known``, whether an earlier report has
-    its label; ``fold``, in which it is held out; ``kept_from``, the folds whose held-out reports have its label.
+    ``parts`` are slices into the pairs, ``right`` says which pairs have one label. Of each list: ``stream``, its number; ``known``, whether
+    an earlier report has its label; ``fold``, in which it is held out; ``kept_from``, the folds whose held-out reports have its label.
     """
 
     def __init__(self) -> None:
@@ -61,9 +61,11 @@ class Lists:
         self.fold: npt.NDArray[np.int64] = np.zeros(0, np.int64)
         self.kept_from: list[set[int]] = []
         self.needed = 0
+        self.stream: npt.NDArray[np.int64] = np.zeros(0, np.int64)
 
     def add(self, stream: Stream, model: Path, cache: Path) -> None:
         """Append a stream, forwards and backwards."""
+        number = int(self.stream.max()) + 1 if len(self.stream) else 0
         exemplars = exemplars_of(stream.rows)
         vectors = embed([item.text for item in exemplars], model, cache)
         labels = [str(row["group"]) for row in stream.rows]
@@ -81,6 +83,7 @@ class Lists:
             for one, two in itertools.pairwise(starts):
                 row = int(examples.new[one])
                 self.parts.append(slice(pairs + int(one), pairs + int(two)))
+                self.stream = np.append(self.stream, number)
                 self.known = np.append(self.known, row in of)
                 self.fold = np.append(self.fold, BACKWARDS if backwards else row * FOLDS // len(labels))
                 self.kept_from.append(folds.get(ordered[row], set()))
@@ -162,12 +165,12 @@ def log_loss(score: Array, right: Array) -> float:
     return float((np.logaddexp(0, score) - score * right).mean())
 
 
-def thresholds(probability: Array, right: npt.NDArray[np.bool_], known: npt.NDArray[np.bool_], needed: int) -> dict[str, Any]:
+def thresholds(probability: Array, right: npt.NDArray[np.bool_], known: npt.NDArray[np.bool_], needed: int, asked: float) -> dict[str, Any]:
     """The operating points, from the probabilities of reports that were held out.
 
-    join: the greatest attach F1 at a false-merge rate of FALSE_MERGES_MAX at most. ask: as many as may be asked about. suggest: nearly all
-    of the known ones that the ranking has first. ``right`` says of each report whether its best candidate is the right one, ``known``
-    whether an earlier report has its label, ``needed`` how many of the stream's have.
+    join: the greatest attach F1 at a false-merge rate of FALSE_MERGES_MAX at most. ask: from ``asked`` on; where that is more than may be
+    asked about, the budget holds. suggest: nearly all of the known ones that the ranking has first. ``right`` says of each report whether
+    its best candidate is the right one, ``known`` whether an earlier report has its label, ``needed`` how many of the streams' have.
     """
     new = int((~known).sum())
     order = np.argsort(-probability, kind="stable")
@@ -176,11 +179,11 @@ def thresholds(probability: Array, right: npt.NDArray[np.bool_], known: npt.NDAr
     f1 = 2 * hits / (count + needed)
     allowed = np.flatnonzero(wrong <= FALSE_MERGES_MAX)
     join = int(allowed[np.argmax(f1[allowed])]) if len(allowed) else 0
-    ask = max(join, int(ASKED_SHARE * len(order)) - 1)
+    ask = max(join, int((probability >= asked).sum()) - 1)
     suggest = max(ask, int(np.searchsorted(hits, SUGGESTED_RECALL * hits[-1])))
     rules = {
         "join": f"greatest attach F1 at a false-merge rate of {FALSE_MERGES_MAX:.4f} at most",
-        "ask": f"the likeliest {ASKED_SHARE} of the new reports",
+        "ask": f"the likeliest {ASKED_SHARE} of the new reports of every stream",
         "suggest": f"{SUGGESTED_RECALL} of the right best candidates",
     }
     return {
@@ -210,7 +213,7 @@ def main() -> None:
     lists = Lists()
     origin = [{"data": options.file.name, "rows": f"the first {len(rows)}"}]
     lists.add(Stream(options.file.name, rows), options.model, options.cache)
-    own, needed = lists.forwards, lists.needed  # the lists of the file itself: what thresholds are taken from
+    own, needed = lists.forwards, lists.needed  # the lists of the file itself, of which the figures are printed too
     for folder in options.gitbugs:
         more = gitbugs.load(folder)
         origin.append({"data": f"GitBugs, {folder.name}", "rows": f"all {len(more)}", "sha256": gitbugs.digest(folder)})
@@ -243,7 +246,7 @@ def main() -> None:
     orders = [np.argsort(-held_out[part], kind="stable") for part in parts]
     stands = np.array([standing(scaled[part], held_out[part], order) for part, order in zip(parts, orders, strict=True)])
     right = np.array([lists.right[part][order[0]] for part, order in zip(parts, orders, strict=True)], float)
-    folds, of_file = lists.fold[forwards], np.isin(forwards, own)
+    folds = lists.fold[forwards]
     standing_mean, standing_deviation = stands.mean(axis=0), stands.std(axis=0) + 1e-6
     stands = np.clip((stands - standing_mean) / standing_deviation, -CLIP, CLIP)
     best_right: tuple[float, float, Array] | None = None
@@ -258,7 +261,8 @@ def main() -> None:
         if best_right is None or loss < best_right[0]:
             best_right = (loss, strength, 1 / (1 + np.exp(-score)))
     assert best_right is not None
-    bars = thresholds(best_right[2][of_file], right[of_file].astype(bool), lists.known[forwards][of_file], needed)
+    asked = min(float(np.quantile(best_right[2][lists.stream[forwards] == at], 1 - ASKED_SHARE)) for at in range(len(origin)))
+    bars = thresholds(best_right[2], right.astype(bool), lists.known[forwards], lists.needed, asked)
     for name, bar in bars.items():
         print(f"  {name}: {bar}")
     weights, bias = fit_right(stands, right, best_right[1])

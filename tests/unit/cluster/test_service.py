@@ -9,7 +9,8 @@ from datetime import timedelta
 import httpx
 import pytest
 from loopwright_cluster.adapters.qdrant_edge import QdrantEdgeIndex
-from loopwright_cluster.app import Service, create_app
+from loopwright_cluster.app import Service, create_app, open_index
+from loopwright_cluster.domain import Exemplar
 from loopwright_cluster.embedding.hashing import HashingEmbedding
 from loopwright_cluster.settings import ClusterSettings
 from loopwright_cluster.word_records import Words
@@ -219,6 +220,16 @@ async def test_the_app_says_that_it_runs_degraded_when_the_model_is_missing(nats
             assert any("DEGRADED" in need and str(tmp_path / "absent") in need for need in ready.json()["needs"])
             status = (await client.get("/v1/grouping")).json()
             assert status == {"grouping_version": "v2", "embedding": "character-hash", "degraded": True, "fingerprints_indexed": 0}
+
+
+async def test_the_index_has_as_much_memory_as_is_set(tmp_path):
+    embedding = HashingEmbedding()
+    exemplar = Exemplar("shop", "fp", "r", "s", "issue", "", 0.0, "a title", "a title")
+    for mib, there in ((0, False), (1, True)):
+        index = await open_index(ClusterSettings(index_dir=tmp_path / str(mib), index_memory_mib=mib), embedding)
+        await index.upsert([exemplar], await embedding.embed([exemplar.text]))
+        assert await index.in_memory("shop") is there
+        await index.close()
 
 
 def run_module(*arguments, **environment):

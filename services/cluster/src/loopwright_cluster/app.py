@@ -7,6 +7,7 @@ import gc
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from functools import partial
 
 import structlog
 from fastapi import FastAPI
@@ -73,7 +74,8 @@ def open_embedding(settings: ClusterSettings) -> Embedding:
 async def open_index(settings: ClusterSettings, embedding: Embedding) -> VectorIndex:
     """The embedded index, or a server's. One folder or collection for each embedding: their vectors do not compare."""
     if not settings.qdrant_url:
-        return await asyncio.to_thread(QdrantEdgeIndex, settings.index_dir / embedding.name, embedding.dimensions)
+        folder, memory = settings.index_dir / embedding.name, settings.index_memory_mib * 1024**2
+        return await asyncio.to_thread(partial(QdrantEdgeIndex, folder, embedding.dimensions, memory_bytes_max=memory))
     # Imported here: a machine with the embedded index need not load the client (30 MB, 0.3 s).
     from qdrant_client import AsyncQdrantClient
 

@@ -27,6 +27,13 @@ class ClusterSettings(ServiceSettings):
         default=256, ge=16, le=512, description="Tokens of a text that are read: the model was made for 256, more costs time for little."
     )
     index_dir: Path = Field(default=Path("data/cluster/vectors"), description="Folder of the embedded vector index, for one process only.")
+    index_memory_mib: int = Field(
+        default=256,
+        ge=0,
+        le=65_536,
+        description="Memory for the embedded index's vectors and texts, of all projects together: 256 hold 110,000 reports. What does not "
+        "fit is searched in the folder, which is slower. The container's limit has to grow with it.",
+    )
     qdrant_url: str = Field(default="", description="A Qdrant server, as http://qdrant:6333, for more than one replica; empty: embedded.")
     qdrant_api_key: SecretStr = Field(default=SecretStr(""), description="The Qdrant server's key; empty for none.")
     qdrant_timeout_seconds: int = Field(
