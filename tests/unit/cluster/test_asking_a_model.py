@@ -203,6 +203,7 @@ async def test_a_model_that_names_none_keeps_apart_what_the_matcher_would_join_u
         if fact.decision.reason.startswith("a model was asked, as"):
             assert (fact.signal.title[:200], fact.signal.body[:1_200]) in offered
             assert (fact.decision.outcome, fact.decision.rule) == ("opened", "new")
+            assert fact.decision.reason.count("a model was asked") == 1
             assert fact.decision.similar[0] == fact.decision.neighbours[0].report_id  # the one it would have joined
             opened.append(fact.signal.id)
     assert 3 < len(opened) <= 1.2 + 0.2 * texts_of(plain)

@@ -188,7 +188,10 @@ async def _as_answered(
         return judgement
     named = answer.chosen
     if named is None:
-        return _kept_out(judgement) if joins else judgement
+        if not joins:
+            return judgement
+        inquiry.told.pop(newcomer.fingerprint, None)  # the reason says it itself
+        return _kept_out(judgement)
     # The answer is about two texts. The report that the other one is in now may be another than when the question was put.
     report_id, _ = await standing(neighbourhood.as_decided(named))
     same_text = (item for item in likely if item.match.exemplar.fingerprint == named.fingerprint)
