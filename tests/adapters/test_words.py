@@ -263,6 +263,41 @@ async def test_after_any_words_reports_hold_what_they_would_had_it_come_there_at
     await same_as_fresh(desk, fresh, facts)
 
 
+@pytest.mark.parametrize("seed", range(8))
+async def test_words_taken_back_in_any_order_leave_reports_that_hold_what_their_signals_amount_to(
+    desk: Desk, fresh: Desk, seed: int
+) -> None:
+    """Any word that stands may be taken back, not only the last, and in the end all are."""
+    dice = random.Random(f"any order {seed}")
+    facts: list[GroupUpdated] = []
+    standing: list[str] = []
+    for number in range(18):
+        desk.clock.advance(timedelta(seconds=5))
+        facts.append(varied(dice, desk, number, f"f{number % 6}", f"r{number % 6}"))
+        await desk.tell(facts[-1])
+    for number in range(18, 34):
+        places = await desk.places()
+        reports = sorted(set(places.values()))
+        report = dice.choice(reports)
+        others = [name for name in reports if name != report]
+        shown, _ = await desk.inbox.fingerprints(report, None, 100)
+        action = dice.choice(["merge_into", "split", "move", "undo"])
+        if action == "undo" and standing:
+            command = standing.pop(dice.randrange(len(standing)))
+            await desk.say(desk.cluster.words[command][0].from_report_id, "undo", command)
+        elif action == "split" or not others:
+            standing.append((await desk.say(report, "split", [], [dice.choice(shown).fingerprint])).command_id)
+        elif action in ("merge_into", "move"):
+            arguments = [] if action == "merge_into" else [[], [dice.choice(shown).fingerprint]]
+            standing.append((await desk.say(report, action, dice.choice(others), *arguments)).command_id)
+        facts.append(varied(dice, desk, number, f"f{dice.randrange(6)}", ""))
+        await desk.tell(facts[-1])
+    dice.shuffle(standing)
+    for command in standing:
+        await desk.say(desk.cluster.words[command][0].from_report_id, "undo", command)
+    await same_as_fresh(desk, fresh, facts)
+
+
 def replayed(log: list[tuple[str, Any]]) -> dict[str, str]:
     """Where signals are when only what stands had ever been said."""
     cluster, places, names = Cluster(), {}, {}
