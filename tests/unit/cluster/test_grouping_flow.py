@@ -279,6 +279,19 @@ async def test_search_gives_each_report_once_the_most_similar_first(new_flow, mi
     assert (await flow.search.answer(SearchQuery(project="bank", text="card"))).hits == ()
 
 
+async def test_a_search_compares_with_what_people_wrote_as_they_wrote_it_and_with_machines_reports_as_those_are_kept(flow, make_signal):
+    asked = "timeout after 30 seconds on page 7"
+    await flow.take(
+        make_signal("s1", kind="ticket", title=asked),
+        make_signal("s2", kind="ticket", title="timeout after 45 seconds on page 9", service="billing"),
+        make_signal("s3", kind="custom", title="timeout after 88 seconds on page 3", service="search"),
+    )
+    hits = (await flow.search.answer(SearchQuery(project="shop", text=asked, limit=5))).hits
+    similarity = {hit.title: hit.similarity for hit in hits}
+    assert similarity[asked] == similarity["timeout after 88 seconds on page 3"] == 1.0
+    assert similarity["timeout after 45 seconds on page 9"] < 1.0
+
+
 async def test_a_lost_index_is_filled_again_from_the_records(flow, new_flow, crash):
     facts = await flow.take(crash("s1"), crash("s2", place="search"), crash("s3", place="upload"))
     await flow.command("merge", facts[0].report_id, other_report_id=facts[1].report_id)

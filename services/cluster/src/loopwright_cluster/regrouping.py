@@ -12,20 +12,25 @@ from loopwright_common.bus import Bus, Outgoing, Received
 from loopwright_common.clock import Clock
 from loopwright_common.contracts.queries import GroupCommand, SearchAnswer, SearchHit, SearchQuery
 from loopwright_common.contracts.reports import FINGERPRINTS_PER_FACT_MAX, ReportsRegrouped, ReportTransitioned
+from loopwright_common.contracts.signals import SignalKind
 from loopwright_common.contracts.subjects import GROUPS_REGROUPED
 from loopwright_common.errors import Refused
 from loopwright_common.identifiers import derived_id
 from prometheus_client import Counter
 
 from loopwright_cluster.constraints import Word as Said
-from loopwright_cluster.domain import Exemplar, point_id
+from loopwright_cluster.domain import Exemplar, Match, point_id
+from loopwright_cluster.grouping.describe import as_written
 from loopwright_cluster.grouping.normalise import parameterise
+from loopwright_cluster.grouping.v1 import HUMAN_KINDS
 from loopwright_cluster.handlers import BEFORE_EVERYTHING, ProjectLocks
-from loopwright_cluster.ports import Embedding, VectorIndex
+from loopwright_cluster.ports import Embedding, Near, VectorIndex, Where
 from loopwright_cluster.records import READS_AT_ONCE, Records
 from loopwright_cluster.word_records import Moved, WordRecord, Words
 
 SEARCH_FACTOR = 3  # exemplars asked for per report wanted: a report has several, and only its best counts
+PEOPLES_KINDS = tuple(sorted(HUMAN_KINDS))
+MACHINES_KINDS = tuple(kind.value for kind in SignalKind if kind.value not in HUMAN_KINDS)
 REINDEX_AT_ONCE = 200  # records read, embedded and stored together when the index is filled again
 
 REGROUPED = Counter("loopwright_cluster_words", "What people said of the grouping.", ["action", "outcome"])
@@ -286,10 +291,19 @@ class Search:
         self._index = index
 
     async def answer(self, query: SearchQuery) -> SearchAnswer:
-        """The reports nearest to the text, best first, each once, by its most similar signal."""
-        (vector,) = await self._embedding.embed([parameterise(query.text)])
+        """The reports nearest to the text, best first, each once, by its most similar signal.
+
+        The text is compared with what people wrote as they wrote it, and with what machines report without its variable parts, as each of
+        them was embedded.
+        """
+        vectors = await self._embedding.embed([as_written(query.text), parameterise(query.text)])
+        found: list[Match] = []
+        for vector, kinds in zip(vectors, (PEOPLES_KINDS, MACHINES_KINDS), strict=True):
+            asked = [Near(query.limit * SEARCH_FACTOR, Where(kind=kind)) for kind in kinds]
+            for matches in await self._index.search(query.project, vector, asked):
+                found += matches
         best: dict[str, SearchHit] = {}
-        for match in await self._index.nearest(query.project, vector, query.limit * SEARCH_FACTOR):
+        for match in sorted(found, key=lambda match: (-match.similarity, match.exemplar.point_id)):
             exemplar = match.exemplar
             place = await self._records.place(query.project, exemplar.report_id, BEFORE_EVERYTHING, "")
             hit = SearchHit(report_id=place.report_id, similarity=match.similarity, title=exemplar.title)
