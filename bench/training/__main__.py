@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +37,6 @@ MODEL = Path(".cache/models/minilm-int8")
 OUT = Path("services/cluster/src/loopwright_cluster/grouping/coefficients.json")
 
 
-@dataclass(frozen=True)
-class Stream:
-    """Rows in time order that belong together."""
-
-    name: str
-    rows: list[dict[str, Any]]
-
-
 class Lists:
     """New reports, each with its candidates' features; those of several streams behind each other.
 
@@ -63,12 +54,12 @@ class Lists:
         self.needed = 0
         self.stream: npt.NDArray[np.int64] = np.zeros(0, np.int64)
 
-    def add(self, stream: Stream, model: Path, cache: Path) -> None:
-        """Append a stream, forwards and backwards."""
+    def add(self, rows: list[dict[str, Any]], model: Path, cache: Path) -> None:
+        """Append a stream, rows in time order, forwards and backwards."""
         number = int(self.stream.max()) + 1 if len(self.stream) else 0
-        exemplars = exemplars_of(stream.rows)
+        exemplars = exemplars_of(rows)
         vectors = embed([item.text for item in exemplars], model, cache)
-        labels = [str(row["group"]) for row in stream.rows]
+        labels = [str(row["group"]) for row in rows]
         again = _again(labels)
         folds: dict[str, set[int]] = {}
         for at in again:
@@ -212,12 +203,12 @@ def main() -> None:
     rows = rows[: options.rows or len(rows) // 2]
     lists = Lists()
     origin = [{"data": options.file.name, "rows": f"the first {len(rows)}"}]
-    lists.add(Stream(options.file.name, rows), options.model, options.cache)
+    lists.add(rows, options.model, options.cache)
     own, needed = lists.forwards, lists.needed  # the lists of the file itself, of which the figures are printed too
     for folder in options.gitbugs:
         more = gitbugs.load(folder)
         origin.append({"data": f"GitBugs, {folder.name}", "rows": f"all {len(more)}", "sha256": gitbugs.digest(folder)})
-        lists.add(Stream(folder.name, more), options.model, options.cache)
+        lists.add(more, options.model, options.cache)
     forwards = lists.forwards
     features = np.vstack(lists.features)
     learned = np.concatenate([np.arange(lists.parts[at].start, lists.parts[at].stop) for at in forwards])
