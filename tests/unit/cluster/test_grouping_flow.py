@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from loopwright_cluster import handlers
 from loopwright_cluster.embedding.hashing import HashingEmbedding
 from loopwright_cluster.handlers import report_id_for
 from loopwright_cluster.regrouping import fill_index
@@ -71,6 +72,30 @@ async def test_a_known_fingerprint_never_reaches_the_embedding(new_flow, crash):
 async def test_what_was_compared_without_the_model_says_so_and_a_fingerprint_does_not(flow, crash):
     first, second = await flow.take(crash("s1"), crash("s2"))
     assert (first.decision.degraded, second.decision.degraded) == (True, False)
+
+
+async def test_the_first_of_a_flood_of_new_problems_are_told_before_the_last_are_embedded(new_flow, crash, monkeypatch):
+    monkeypatch.setattr(handlers, "NEW_PER_PART", 8)
+    monkeypatch.setattr(handlers, "EMBEDDED_AT_ONCE", 8)
+    told_before = []
+
+    class Slow(CountingEmbedding):
+        async def embed(self, texts):
+            if self.asked:
+                while len(told_before) < 8:  # for ever, if the first part waited for the second
+                    told_before[:] = flow.facts()
+                    await asyncio.sleep(0)
+            return await super().embed(texts)
+
+    flow = await new_flow(Slow())
+    async with asyncio.timeout(20):
+        facts = await flow.take(
+            *(crash(f"s{number}", place=f"place{chr(97 + number)}") for number in range(12)), crash("again", place="placea")
+        )
+
+    assert len(told_before) == 8
+    assert [fact.signal.id for fact in facts] == [*(f"s{number}" for number in range(12)), "again"]
+    assert facts[-1].report_id == facts[0].report_id
 
 
 async def test_projects_do_not_meet(flow, crash):
@@ -338,11 +363,14 @@ def outcome(flow):
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(seed=st.integers(0, 2**32), cuts=st.sets(st.integers(1, 13)), restarts=st.booleans())
-async def test_where_batches_end_and_what_is_delivered_again_changes_nothing(new_flow, make_signal, crash, seed, cuts, restarts):
+@given(seed=st.integers(0, 2**32), cuts=st.sets(st.integers(1, 13)), restarts=st.booleans(), part=st.integers(1, 4))
+async def test_where_batches_and_their_parts_end_and_what_is_delivered_again_changes_nothing(
+    new_flow, make_signal, crash, monkeypatch, seed, cuts, restarts, part
+):
     signals = story(make_signal, crash, seed)
     whole, cut = await new_flow(), await new_flow()
     await whole.take(*signals)
+    monkeypatch.setattr(handlers, "NEW_PER_PART", part)
     edges = [0, *sorted(edge for edge in cuts if edge < len(signals)), len(signals)]
     for start, end in itertools.pairwise(edges):
         await cut.take(*signals[start:end])
@@ -350,6 +378,7 @@ async def test_where_batches_end_and_what_is_delivered_again_changes_nothing(new
             await cut.restart()
         await cut.take(*signals[start:end])  # delivered again
 
+    monkeypatch.undo()
     assert outcome(cut) == outcome(whole)
     assert len(cut.facts()) == len(signals)
 
@@ -428,8 +457,11 @@ async def until_done(flow, fuse, work):
             fuse.at = None
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
-async def test_killed_at_any_step_every_signal_is_counted_once_and_nothing_is_decided_otherwise(new_flow, make_signal, crash, seed):
+@pytest.mark.parametrize(("seed", "part"), [(1, 64), (2, 64), (3, 64), (3, 1), (4, 2)])
+async def test_killed_at_any_step_every_signal_is_counted_once_and_nothing_is_decided_otherwise(
+    new_flow, make_signal, crash, monkeypatch, seed, part
+):
+    monkeypatch.setattr(handlers, "NEW_PER_PART", part)
     signals = story(make_signal, crash, seed)
     # A fix is measured half-way, so that recurrences are among what dies.
     half = len(signals) // 2

@@ -88,6 +88,19 @@ class Stage:
         return self.log
 
 
+async def test_what_is_read_ahead_is_handled_in_its_turn() -> None:
+    stage = Stage(batch_max=3)
+    batch = [Noted(1), Noted(2, extra={"ce-type": "another"}), Noted(3)]
+    for delivery in batch:
+        delivery.log = stage.log
+    ahead = await stage.worker.read(batch)
+    assert (stage.handled, [number for number, _ in stage.log]) == ([], [2, 2])  # buried, and ended
+
+    await stage.worker.work(batch, ahead)
+    assert stage.handled == [["s1", "s3"]]
+    assert stage.log[2:] == [(1, "ack"), (3, "ack!")]
+
+
 async def test_a_batch_is_acknowledged_with_its_last_one_confirmed() -> None:
     stage = Stage(batch_max=3)
 

@@ -97,6 +97,18 @@ def test_a_batch_of_one_is_already_in_its_messages_trace(exported: InMemorySpanE
     assert (one.links, one.attributes) == ((), {"loopwright.report.id": "r1"})
 
 
+def test_what_nobody_records_is_passed_on_without_a_span(exported: InMemorySpanExporter) -> None:
+    assert telemetry.passed_on(NOT_SAMPLED) == NOT_SAMPLED
+    assert telemetry.passed_on("") == ""
+    for recorded in (SAMPLED, "nonsense", NOT_SAMPLED.upper(), f"{NOT_SAMPLED}\n", f"00-{'0' * 32}-b7ad6b7169203331-00"):
+        assert telemetry.passed_on(recorded) is None
+    with telemetry.span("batch", parent=NOT_SAMPLED):
+        assert telemetry.passed_on("") == telemetry.traceparent() != ""
+    with telemetry.span("batch", parent=SAMPLED):
+        assert telemetry.passed_on("") is None
+        assert telemetry.passed_on(NOT_SAMPLED) == NOT_SAMPLED
+
+
 class Stuck(SpanExporter):
     """A collector that takes what it is sent and never answers."""
 

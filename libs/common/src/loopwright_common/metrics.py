@@ -10,6 +10,8 @@ is read by each of them and is the same for all: dashboards take the maximum, ne
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections import Counter as Tally
 from collections.abc import Iterable
 from datetime import datetime
 
@@ -47,10 +49,12 @@ def observe_stage(stage: str, start: datetime, end: datetime) -> None:
 
 
 def observe_stages(stage: str, starts: Iterable[datetime], end: datetime) -> None:
-    """Counts a stage that is over for many at once, looking its histogram up once."""
-    observe = STAGE.labels(stage).observe
-    for start in starts:
-        observe(max(0.0, (end - start).total_seconds()))
+    """Counts a stage that is over for many at once: each bucket is written to once, where `observe` would take three locks for each."""
+    lasted = [max(0.0, (end - start).total_seconds()) for start in starts]
+    child = STAGE.labels(stage)
+    child._sum.inc(sum(lasted))
+    for bucket, number in Tally(bisect_left(STAGE_BUCKETS, seconds) for seconds in lasted).items():
+        child._buckets[bucket].inc(number)
 
 
 def observe_timer(timer: Timer, now: datetime) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import random
+import re
 import sys
 import threading
 import uuid
@@ -120,6 +121,17 @@ def from_outside(headers: Iterable[str]) -> str:
         return ""
     sampled = random.random() < _ratio  # noqa: S311  a sample, not a secret
     return f"00-{context.trace_id:032x}-{context.span_id:016x}-{sampled:02x}"
+
+
+_UNRECORDED = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-00")
+
+
+def passed_on(parent: str) -> str | None:
+    """The ``traceparent`` for what is sent where ``part`` would record no span: it need not be made. None where it may record one."""
+    if not parent:
+        sampled = trace.get_current_span().get_span_context().trace_flags & TraceFlags.SAMPLED
+        return None if sampled else traceparent()
+    return parent if _UNRECORDED.fullmatch(parent) is not None else None
 
 
 def _span_context(parent: str) -> SpanContext | None:

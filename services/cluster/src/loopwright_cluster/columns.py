@@ -18,7 +18,7 @@ Floats = npt.NDArray[np.float32]
 
 ROWS_FIRST = 256
 BLOCK_ROWS = 4_096  # 6 MB of vectors
-POINT_BYTES = 250  # of a point beside its vector: its id, its place, four columns
+POINT_BYTES = 350  # of a point beside its vector: its id, its place, four columns, its place among those of its report
 NORMALISED_WITHIN = 1e-6  # of the squared length; what is as near to one is left as it is, as the engine does
 
 
@@ -55,6 +55,7 @@ class Columns:
         self.asked: Asked | None = None
         self.ids: list[str] = []
         self.rows: dict[str, int] = {}
+        self._of_report: dict[int, list[int]] = {}  # by the report's hash: each newcomer asks for the points of some ten reports
 
     def bytes_with(self, more: int) -> int:
         """About the memory it takes with so many more points."""
@@ -78,8 +79,12 @@ class Columns:
 
     def write(self, point: str, report: str, kind: str, service: str, occurred_at: float, vector: Floats) -> None:
         """Store or replace a point; ``vector`` is of unit length."""
+        known = point in self.rows
         row = self._row(point)
         self._blocks[row // BLOCK_ROWS][row % BLOCK_ROWS] = vector
+        if known:
+            self._of_report[int(self._codes[0, row])].remove(row)
+        self._of_report.setdefault(hash(report), []).append(row)
         self._codes[:, row] = hash(report), hash(kind), hash(service)
         self._occurred_at[row] = occurred_at
 
@@ -87,12 +92,15 @@ class Columns:
         """Write another report to a point, if it is there."""
         row = self.rows.get(point)
         if row is not None:
+            self._of_report[int(self._codes[0, row])].remove(row)
+            self._of_report.setdefault(hash(report), []).append(row)
             self._codes[0, row] = hash(report)
 
     def move(self, from_report: str, to_report: str) -> None:
         """Write another report to all points of a report."""
-        reports = self._codes[0, : self.count]
-        reports[reports == hash(from_report)] = hash(to_report)
+        rows = self._of_report.pop(hash(from_report), [])
+        self._codes[0, rows] = hash(to_report)
+        self._of_report.setdefault(hash(to_report), []).extend(rows)
 
     def scores(self, vector: Floats) -> Floats:
         """The cosines to all points, by row; remembered for the vector that was asked last.
@@ -124,26 +132,31 @@ class Columns:
 
     def best(self, scores: Floats, limit: int, where: Where) -> list[int]:
         """The rows with the highest scores within the bounds, best first; of equal ones the lowest id first."""
-        count = len(scores)
-        within = self._within(where, count)
-        rows = np.arange(count) if within is None else np.flatnonzero(within)
-        chosen = scores if within is None else scores[rows]
+        rows = self._within(where, len(scores))
+        chosen = scores[rows]
         if len(rows) <= limit:
             return sorted(rows.tolist(), key=lambda row: (-scores[row], self.ids[row]))
         least = np.partition(chosen, len(chosen) - limit)[len(chosen) - limit]
         above = sorted(rows[chosen > least].tolist(), key=lambda row: (-scores[row], self.ids[row]))
         return above + heapq.nsmallest(limit - len(above), rows[chosen == least].tolist(), key=self.ids.__getitem__)
 
-    def _within(self, where: Where, count: int) -> npt.NDArray[np.bool_] | None:
-        found: npt.NDArray[np.bool_] | None = None
-        for column, wanted in enumerate((where.report_id, where.kind, where.service)):
-            if wanted is not None:
-                fits = self._codes[column, :count] == hash(wanted)
-                found = fits if found is None else found & fits
+    def _within(self, where: Where, count: int) -> npt.NDArray[np.int64]:
+        """The rows within the bounds, of the first so many."""
+        of_report: npt.NDArray[np.int64] | None = None
+        if where.report_id is not None:
+            of_report = np.array(self._of_report.get(hash(where.report_id), ()), np.int64)
+            of_report = of_report[of_report < count]
+        among = slice(count) if of_report is None else of_report
+        fits: list[npt.NDArray[np.bool_]] = []
+        if where.kind is not None:
+            fits.append(self._codes[1, among] == hash(where.kind))
+        if where.service is not None:
+            fits.append(self._codes[2, among] == hash(where.service))
         if where.occurred_from is not None:
-            fits = self._occurred_at[:count] >= where.occurred_from
-            found = fits if found is None else found & fits
+            fits.append(self._occurred_at[among] >= where.occurred_from)
         if where.occurred_to is not None:
-            fits = self._occurred_at[:count] <= where.occurred_to
-            found = fits if found is None else found & fits
-        return found
+            fits.append(self._occurred_at[among] <= where.occurred_to)
+        if not fits:
+            return np.arange(count) if of_report is None else of_report
+        within = np.logical_and.reduce(fits)
+        return np.flatnonzero(within) if of_report is None else of_report[within]

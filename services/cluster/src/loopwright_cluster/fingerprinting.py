@@ -18,10 +18,11 @@ from loopwright_common.contracts.signals import Signal
 from loopwright_common.projects import Projects
 
 from loopwright_cluster.alias_records import AliasRecords
-from loopwright_cluster.grouping.fingerprints import Fingerprint, alternatives, fingerprint
+from loopwright_cluster.grouping.fingerprints import Alternative, Fingerprint, alternatives, fingerprint
 from loopwright_cluster.grouping.rules import NO_RULES, Rules
 from loopwright_cluster.template_records import TemplateRecords
 
+ALTERNATIVES_REMEMBERED_MAX = 1_000  # as many as a batch has at most
 REACHED = "an earlier signal of the same problem, which a layer had wrapped or whose client did not tell its own frames, led to this key"
 
 
@@ -42,6 +43,7 @@ class Fingerprinting:
         self._projects = projects
         self._rules: dict[str, tuple[int, Rules]] = {}
         self._noted: dict[str, dict[str, str]] = {}  # project -> other key -> fingerprint, until they are saved
+        self._others: dict[tuple[str, str, str], tuple[Alternative, ...]] = {}  # of the batch in hand: each is asked for three times
 
     @classmethod
     async def open(cls, bus: Bus, projects: Projects | None = None) -> Fingerprinting:
@@ -65,11 +67,21 @@ class Fingerprinting:
             grouping = published.config.grouping
             rules = Rules(grouping) if grouping.fingerprints or grouping.frames else NO_RULES
             self._rules[project] = (published.revision, rules)
+            self._others.clear()
         return rules
 
     def of(self, signal: Signal) -> Fingerprint:
         """The signal's fingerprint. Learns from log lines, so signals have to come in their order."""
         return fingerprint(signal, templates=self._templates.templates, rules=self.rules(signal.project))
+
+    def _alternatives(self, signal: Signal, found: Fingerprint) -> tuple[Alternative, ...]:
+        key = (signal.project, signal.id, found.key)
+        others = self._others.get(key)
+        if others is None:
+            if len(self._others) >= ALTERNATIVES_REMEMBERED_MAX:
+                self._others.clear()
+            others = self._others[key] = alternatives(signal, found, rules=self.rules(signal.project))
+        return others
 
     async def stored_aliases(self, new: Sequence[tuple[Signal, Fingerprint]]) -> dict[tuple[str, str], str]:
         """What ``elsewhere`` asks the store for, for many signals at once: (project, other key) -> the fingerprint it leads to.
@@ -80,7 +92,7 @@ class Fingerprinting:
         for signal, found in new:
             asked = keys.setdefault(signal.project, {})
             asked[found.key] = None
-            asked.update(dict.fromkeys(other.key for other in alternatives(signal, found, rules=self.rules(signal.project))))
+            asked.update(dict.fromkeys(other.key for other in self._alternatives(signal, found)))
         found_for: dict[tuple[str, str], str] = {}
         for project, asked in keys.items():
             stored = await self._aliases.first(project, list(asked))
@@ -93,7 +105,7 @@ class Fingerprinting:
         Whether one of them is, the caller looks up: an earlier version's key, say, is one only where that version saw the problem.
         ``asked``: what ``stored_aliases`` has answered for it a moment ago.
         """
-        others = alternatives(signal, found, rules=self.rules(signal.project))
+        others = self._alternatives(signal, found)
         noted = self._noted.get(signal.project, {})
         keys = [found.key, *(other.key for other in others)]
         if asked is not None and all((signal.project, key) in asked for key in keys):
@@ -110,7 +122,7 @@ class Fingerprinting:
     def note(self, signal: Signal, found: Fingerprint) -> None:
         """Let the signal's other keys lead to its fingerprint, from now on."""
         noted = self._noted.setdefault(signal.project, {})
-        for other in alternatives(signal, found, rules=self.rules(signal.project)):
+        for other in self._alternatives(signal, found):
             if other.record:
                 noted.setdefault(other.key, found.key)
 

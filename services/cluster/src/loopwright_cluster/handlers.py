@@ -17,11 +17,13 @@ perhaps together with other signals than the first time. Who counts signals coun
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import Counter as Tally
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -51,6 +53,7 @@ from loopwright_cluster.records import FingerprintRecord, Place, Pointer, Record
 from loopwright_cluster.word_records import Apart, Words
 
 NEIGHBOURS_SHOWN = 10  # as many as the contract carries
+NEW_PER_PART = 64  # new fingerprints, half a second of a core
 EMBEDDED_AT_ONCE = 8  # texts, 50 ms of a core: the first are decided while the next are embedded
 NOT_ASKED = Pointer("", "")
 BEFORE_EVERYTHING = datetime.min.replace(tzinfo=UTC)  # for what belongs to a report whether or not it was resolved since
@@ -66,7 +69,7 @@ log = structlog.get_logger()
 Key = tuple[str, str]  # project, fingerprint
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)  # not frozen: that doubles what it costs to make one, and one is made of every signal
 class Grouped:
     """A signal with its report: what is published of it."""
 
@@ -124,12 +127,12 @@ class SignalGrouping:
         for message in batch:  # the bus hands in one project at a time; to decide a project at a time is what counts
             by_project[message.project].append(message)
         for project, messages in by_project.items():
-            async with self._locks.of(project):
-                work = _Batch(self, [message.payload for message in messages])
-                grouped = await work.decide()
-                await work.store()
-                await self._fingerprinting.save(project)
-                await self._publish(grouped, messages)
+            async with self._locks.of(project), _Batch(self, [message.payload for message in messages]) as work:
+                for part in work.parts():
+                    grouped = await work.decide(part)
+                    await work.store()
+                    await self._fingerprinting.save(project)
+                    await self._publish(grouped, messages[part.start : part.stop])
 
     async def _publish(self, grouped: Sequence[Grouped], batch: Sequence[Received[Signal]]) -> None:
         now = self._clock.now()
@@ -179,28 +182,31 @@ def _outgoing(items: Sequence[Grouped], messages: Sequence[Received[Signal]], no
         decided_at=first.decided_at or now,
     )
     named = signal.id if not others else derived_id("together", signal.id, *(other.id for other in others))
-    # A trace that nobody records needs no link: in a flood that is most of them.
+    stored = [message.stored for message in messages]
+    outgoing = partial(
+        Outgoing,
+        GROUPS_UPDATED,
+        fact.model_copy(update={"more": tuple(others)}) if others else fact,
+        f"group-{signal.project}-{named}",
+        {"project": signal.project},
+        about=first.report_id,
+        written=_written(fact, stored) if all(stored) else b"",
+    )
+    # A trace that nobody records needs no span and no link: in a flood that is most of them.
+    parent = messages[0].envelope.traceparent
     also = [message.envelope.traceparent for message in messages[1:] if message.envelope.traceparent.endswith("-01")]
+    unrecorded = telemetry.passed_on(parent)
+    if unrecorded is not None and not also:
+        return outgoing(traceparent=unrecorded)
     attributes: dict[str, Any] = {"loopwright__grouping__outcome": first.decision.outcome, "loopwright__report__id": first.report_id}
-    with telemetry.part("group signal", messages[0].envelope.traceparent, also, **attributes):
-        return Outgoing(
-            GROUPS_UPDATED,
-            fact.model_copy(update={"more": tuple(others)}) if others else fact,
-            f"group-{signal.project}-{named}",
-            {"project": signal.project},
-            about=first.report_id,
-            written=_written(fact, [message.stored for message in messages[1:]]) if others and all(m.stored for m in messages) else b"",
-        )
+    with telemetry.part("group signal", parent, also, **attributes):
+        return outgoing()
 
 
-_NO_MORE = b'"more":[]'
-
-
-def _written(fact: GroupUpdated, others: Sequence[bytes]) -> bytes:
-    """The fact as JSON with the other signals in it as they came: they were read and found right, so none is written anew."""
-    alone = fact.model_dump_json().encode()
-    at = alone.rindex(_NO_MORE)
-    return b"".join((alone[:at], b'"more":[', b",".join(others), b"]", alone[at + len(_NO_MORE) :]))
+def _written(fact: GroupUpdated, signals: Sequence[bytes]) -> bytes:
+    """The fact as JSON with its signals in it as they came: they were read and found right, so none is written anew."""
+    alone = fact.model_dump_json(exclude={"signal", "more"}).encode()
+    return b"".join((alone[:-1], b',"signal":', signals[0], b',"more":[', b",".join(signals[1:]), b"]}"))
 
 
 def report_id_for(signal: Signal) -> str:
@@ -275,26 +281,52 @@ class _Batch:
         self._created: dict[Key, FingerprintRecord] = {}
         self._vectors: dict[Key, asyncio.Task[Vectors]] = {}  # being made while what came before is decided
         self._rows: dict[Key, int] = {}
+        self._described: dict[str, Exemplar] = {}  # by signal
         self._same: dict[Key, Grouped] = {}  # of fingerprints whose report takes whatever occurs, whenever it occurred
         self._inquiry = grouping._judging.inquiry()
         self._marks: list[_Mark] = []  # one for each question
 
-    async def decide(self) -> list[Grouped]:
-        """Return where each signal goes, in order. Writes nothing."""
-        await self._look_up()
-        making = self._embed()
+    async def __aenter__(self) -> _Batch:
+        """Looks up what is known and begins the vectors of the rest."""
         try:
+            await self._look_up()
+            await self._embed()
             await self._look_elsewhere()
-            return await self._places()
-        finally:
-            for task in making:
-                task.cancel()
-            await asyncio.gather(*making, return_exceptions=True)
+        except BaseException:
+            await self.__aexit__()
+            raise
+        return self
 
-    async def _places(self) -> list[Grouped]:
-        """Decided as without a model; what is unsure is asked about together, and from the first answer that matters on anew."""
+    async def __aexit__(self, *_: object) -> None:
+        making = set(self._vectors.values())
+        for task in making:
+            task.cancel()
+        await asyncio.gather(*making, return_exceptions=True)
+
+    def parts(self) -> list[slice]:
+        """The batch in pieces that are decided, stored and told one after the other: while one is stored the next one is embedded.
+
+        A model is asked about a batch as a whole, so then it is one piece.
+        """
+        ends = []
         if self._inquiry is None:
-            return await self._decided(0)
+            new = list(self._vectors)
+            last = {key: at for at, key in enumerate(new) if (at + 1) % NEW_PER_PART == 0}
+            for at, (signal, found) in enumerate(self._signals, 1):
+                if last.pop((signal.project, found.key), None) is not None:
+                    ends.append(at)
+        if not ends or ends[-1] < len(self._signals):
+            ends.append(len(self._signals))
+        return [slice(start, end) for start, end in itertools.pairwise((0, *ends))]
+
+    async def decide(self, part: slice) -> list[Grouped]:
+        """Return where each signal of the part goes, in order, after the parts before it were stored. Writes nothing.
+
+        Decided as without a model; what is unsure is asked about together, and from the first answer that matters on anew.
+        """
+        if self._inquiry is None:
+            # Nothing is asked, so nothing is taken back: known signals come by the ten thousand here.
+            return [self._as_before(signal, found) or await self._place(signal, found) for signal, found in self._signals[part]]
         grouped = await self._decided(0)
         changed = await self._inquiry.ask()
         if changed is not None:
@@ -304,8 +336,7 @@ class _Batch:
         return self._told_why(grouped, self._inquiry)
 
     async def _decided(self, start: int) -> list[Grouped]:
-        if self._inquiry is None:  # nothing is asked, so nothing is taken back: known signals come by the ten thousand here
-            return [self._as_before(signal, found) or await self._place(signal, found) for signal, found in self._signals[start:]]
+        assert self._inquiry is not None
         grouped = []
         for at, (signal, found) in enumerate(self._signals[start:], start):
             mark = _Mark(at, len(self._neighbourhood.pending), len(self._created), len(self._records))
@@ -339,7 +370,7 @@ class _Batch:
         return result
 
     async def store(self) -> None:
-        """Record the new fingerprints, then index them. Raises Conflict."""
+        """Record the part's new fingerprints, then index them. Raises Conflict."""
         unsure = {key: record for key, record in self._created.items() if self._inquiry is not None and key[1] in self._inquiry.unsure}
         for key, record in unsure.items():
             await self._records.create(*key, record)
@@ -349,6 +380,9 @@ class _Batch:
         if pending:
             await self._index.upsert([exemplar for exemplar, _ in pending], np.stack([vector for _, vector in pending]))
             self._judging.stored([exemplar for exemplar, _ in pending])
+        self._created.clear()
+        self._records.links.clear()
+        self._neighbourhood.stored()
 
     async def _look_up(self) -> None:
         self._pointers = await self._records.pointers(
@@ -369,29 +403,34 @@ class _Batch:
     async def _pointer(self, key: Key) -> Pointer | None:
         return self._pointers[key] if key in self._pointers else await self._records.pointer(*key)
 
-    def _embed(self) -> list[asyncio.Task[Vectors]]:
+    async def _embed(self) -> None:
         """Begins the vectors of what is new, and of what was recorded but perhaps not indexed: its first signal has come again."""
-        texts: dict[Key, str] = {}
+        new: dict[Key, tuple[Signal, Fingerprint]] = {}
         for signal, found in self._signals:
             key = (signal.project, found.key)
             pointer = self._pointers.get(key)
-            if signal.about_report is None and key not in texts and (pointer is None or pointer.signal_id == signal.id):
-                texts[key] = describe(signal, found).text
-        if not texts:
-            return []
-        project = next(iter(texts))[0]
-        keys = list(texts)[: self._costly.take(project, len(texts), self._now)]
-        if len(keys) < len(texts):
-            DEGRADED.labels("new_fingerprints_per_minute").inc(len(texts) - len(keys))
-            log.warning("grouping_degraded", project=project, reason=self._over_limit, fingerprints=len(texts) - len(keys))
-        making = []
+            if signal.about_report is None and key not in new and (pointer is None or pointer.signal_id == signal.id):
+                new[key] = (signal, found)
+        if not new:
+            return
+        project = next(iter(new))[0]
+        keys = list(new)[: self._costly.take(project, len(new), self._now)]
+        if len(keys) < len(new):
+            DEGRADED.labels("new_fingerprints_per_minute").inc(len(new) - len(keys))
+            log.warning("grouping_degraded", project=project, reason=self._over_limit, fingerprints=len(new) - len(keys))
         for start in range(0, len(keys), EMBEDDED_AT_ONCE):
             chunk = keys[start : start + EMBEDDED_AT_ONCE]
-            task = asyncio.create_task(self._embedding.embed([texts[key] for key in chunk]))
-            making.append(task)
+            task = asyncio.create_task(self._embedding.embed([self._describe(*new[key]).text for key in chunk]))
             for row, key in enumerate(chunk):
                 self._vectors[key], self._rows[key] = task, row
-        return making
+            await asyncio.sleep(0)  # it is embedded in another thread while the next ones are described
+
+    def _describe(self, signal: Signal, found: Fingerprint) -> Exemplar:
+        """The signal as an exemplar: told once, for its vector and for its decision."""
+        known = self._described.get(signal.id)
+        if known is None or known.fingerprint != found.key:
+            known = self._described[signal.id] = describe(signal, found)
+        return known
 
     @property
     def _over_limit(self) -> str:
@@ -459,7 +498,7 @@ class _Batch:
 
     async def _newcomer(self, signal: Signal, found: Fingerprint) -> Grouped:
         key = (signal.project, found.key)
-        newcomer, vector = describe(signal, found), await self._vector(key)
+        newcomer, vector = self._describe(signal, found), await self._vector(key)
 
         shown: dict[str, str] = {}
 
@@ -492,6 +531,8 @@ class _Batch:
         if apart is not None and apart.notes:
             explained = grouped.decision.model_copy(update={"reason": apart.with_notes(grouped.decision.reason)})
             grouped = replace(grouped, decision=explained)
+        if grouped.report_id == report_id_for(signal):
+            self._written.opened(signal.project, grouped.report_id)
         self._fingerprinting.note(signal, found)
         self._pointers[key] = Pointer(grouped.report_id, signal.id)
         self._created[key] = FingerprintRecord(

@@ -100,6 +100,12 @@ class Neighbourhood:
         self._newcomers.clear()
         self._rarities.clear()  # made again from what is left, when the next text by a person is judged
 
+    def stored(self) -> None:
+        """What was pending is in the index now, and its words are the project's."""
+        self._pending.clear()
+        self._newcomers.clear()
+        self._rarities.clear()
+
     @property
     def pending(self) -> list[tuple[Exemplar, Vector]]:
         """The newcomers that were added, in order: what has to be stored."""

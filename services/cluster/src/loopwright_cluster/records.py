@@ -246,6 +246,10 @@ class Records:
         found = await self._fingerprints.get_many([f"{project}.{fingerprint}" for project, fingerprint in keys])
         return {(project, fingerprint): found[f"{project}.{fingerprint}"] for project, fingerprint in keys}
 
+    def opened(self, project: str, report_id: str) -> None:
+        """A report is opened that there was not: nothing is recorded of it, so it need not be asked for when it is next looked at."""
+        self._reports.remember(f"{project}.{report_id}", None, 0)
+
     async def fingerprint(self, project: str, fingerprint: str) -> FingerprintRecord | None:
         """The whole record, read from the store."""
         entry = await self._fingerprints.store.get(f"{project}.{fingerprint}")

@@ -8,6 +8,7 @@ import json
 import random
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ PING_SECONDS = 10
 REQUEST_SECONDS = 10.0
 # Kept free of every message, so that it can be buried with its headers and its reason beside it.
 RESERVED_BYTES = 16 * 1024
+HEADER_NAMES_REMEMBERED_MAX = 1_024  # there are some twenty; whatever else arrives pushes out what it pushes out
 SERVER_LEAST = (2, 12)  # atomic batches and scheduled messages
 
 
@@ -53,12 +55,17 @@ class _Client(Client):
     def _parse_header_lines(raw: bytes) -> Headers:
         found: Headers = {}
         for line in raw.decode("utf-8", "replace").split("\r\n"):
-            name, separator, value = line.partition(":")
-            name = name.strip()
-            # A name is a token (RFC 9110, section 5.6.2): what has white space in it is not one.
-            if separator and name.isascii() and len(name.split()) == 1:
+            said, separator, value = line.partition(":")
+            if separator and (name := _header_name(said)):
                 found[name] = value.strip()
         return found
+
+
+@lru_cache(HEADER_NAMES_REMEMBERED_MAX)
+def _header_name(said: str) -> str:
+    """The name of a header without the white space around it; empty for what is none: a name is a token (RFC 9110, section 5.6.2)."""
+    name = said.strip()
+    return name if name.isascii() and len(name.split()) == 1 else ""
 
 
 class Connection:

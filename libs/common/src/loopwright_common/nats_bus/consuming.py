@@ -50,8 +50,7 @@ class NatsDelivery:
         tokens = message.reply.split(".")
         if len(tokens) > 9:  # with domain and account hash in front
             tokens = tokens[:2] + tokens[4:]
-        headers = dict(message.headers or {})
-        self.message = RawMessage(message.subject, headers, message.data, tokens[2], int(tokens[5]), int(tokens[4]))
+        self.message = RawMessage(message.subject, message.headers or {}, message.data, tokens[2], int(tokens[5]), int(tokens[4]))
         self._reply = message.reply
         self._connection = connection
         self._done = False  # a word after the last one could bring the message back, or forward
@@ -200,6 +199,8 @@ class Consumer:
         try:
             while not self._stopping.is_set() and not term.ending.is_set():
                 deliveries = await inbox.fetch(self._stopping, term.ending)
+                # Read while the one before waits for the server to store what came of it.
+                ahead = await self._worker.read(deliveries)
                 if working is not None:
                     delay = await self._wait(working, deliveries, term)
                     if delay is not None or term.ending.is_set():
@@ -208,7 +209,7 @@ class Consumer:
                         deliveries = []
                     working = None
                 if deliveries:
-                    working = asyncio.create_task(self._worker.work(deliveries))
+                    working = asyncio.create_task(self._worker.work(deliveries, ahead))
         finally:
             await inbox.close()
             running = {working} if working is not None else set()
@@ -370,6 +371,22 @@ def _filter(subject: Subject, project: str) -> str:
     )
 
 
+class Arrivals(asyncio.Queue[Msg]):
+    """What the client puts a subscription's messages into, with an event that says that some are there.
+
+    Taken from without a task that waits for each: that was a tenth of what it costs to receive one.
+    """
+
+    def __init__(self, arrived: asyncio.Event) -> None:
+        super().__init__()
+        self.messages: deque[Msg] = deque()
+        self._has_some = arrived
+
+    def put_nowait(self, item: Msg) -> None:
+        self.messages.append(item)
+        self._has_some.set()
+
+
 class Inbox:
     """Where a consumer's messages arrive. It stays over many requests, so that none is sent to where nobody listens any more."""
 
@@ -378,8 +395,8 @@ class Inbox:
         self._spec = spec
         self._next = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{durable}"
         self._subject = subject
-        self._queue: deque[Msg] = deque()  # with an event beside it, at half the cost of an asyncio.Queue
         self._arrived = asyncio.Event()
+        self._queue = Arrivals(self._arrived)
         self._subscription: Subscription | None = None
         self._generation = connection.generation
 
@@ -387,12 +404,9 @@ class Inbox:
     async def open(cls, connection: Connection, stream: str, spec: ConsumerSpec, durable: str) -> Inbox:
         """Raises BusUnavailable."""
         inbox = cls(connection, stream, spec, durable, connection.client.new_inbox())
-
-        async def arrived(message: Msg) -> None:
-            inbox._queue.append(message)
-            inbox._arrived.set()
-
-        inbox._subscription = await connection.subscribe(inbox._subject, cb=arrived)
+        # Without a limit of bytes: nothing comes here that was not asked for, and the client would drop what is beyond it.
+        inbox._subscription = await connection.subscribe(inbox._subject, pending_bytes_limit=0)
+        inbox._subscription._pending_queue = inbox._queue  # nothing has come yet: what comes was not asked for
         return inbox
 
     async def close(self) -> None:
@@ -402,8 +416,8 @@ class Inbox:
         with contextlib.suppress(Exception):
             await self._subscription.unsubscribe()
             await self._connection.client.flush(timeout=2)  # what the server had sent before it knew is here after this
-        while self._queue:
-            message = self._queue.popleft()
+        while self._queue.messages:
+            message = self._queue.messages.popleft()
             if message.reply.startswith("$JS.ACK."):
                 with contextlib.suppress(BusUnavailable):
                     await NatsDelivery(message, self._connection).give_back(timedelta(0))
@@ -432,10 +446,11 @@ class Inbox:
         await self._connection.publish(self._next, json.dumps(request).encode(), self._subject)
         wanted = len(found) + count
         deadline = time.monotonic() + seconds + GRACE_SECONDS
+        messages = self._queue.messages
         while len(found) < wanted:
-            if not self._queue and not await self._more(deadline - time.monotonic(), lost, *signals):
+            if not messages and not await self._more(deadline - time.monotonic(), lost, *signals):
                 break
-            message = self._queue.popleft()
+            message = messages.popleft()
             if message.reply.startswith("$JS.ACK."):
                 found.append(NatsDelivery(message, self._connection))
             elif self._is_over(message):
@@ -453,7 +468,7 @@ class Inbox:
         finally:
             for task in watching:
                 task.cancel()
-        return bool(self._queue)
+        return bool(self._queue.messages)
 
     def _is_over(self, message: Msg) -> bool:
         headers = message.headers or {}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 
 from loopwright_common.contracts.signals import Signal
 
@@ -21,6 +22,7 @@ PART = 0.7  # a word inside a compound name: `discount` of `apply_discount`
 ANCHORS_MAX = 48
 FRAMES_MAX = 5  # innermost in-app frames whose names count
 TEXT_CHARS_MAX = 2_000
+STEMS_REMEMBERED_MAX = 16_384
 
 COMMON_NAMES = words("common_names")
 COMMON_WORDS = words("common_words")
@@ -37,6 +39,7 @@ _QUOTED = re.compile(r"'([A-Za-z][\w.-]{1,40})'|\"([A-Za-z][\w.-]{1,40})\"|`([A-
 _ACRONYM = re.compile(r"\b[A-Z]{3,6}\b")
 
 
+@lru_cache(STEMS_REMEMBERED_MAX)  # a project's words repeat, and each text's are looked at several times
 def stem(word: str) -> str:
     """A light stem: plural and participle endings off, so that `payments` meets `payment`."""
     text = word.lower().replace("’", "").replace("'", "")
