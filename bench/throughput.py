@@ -230,6 +230,7 @@ async def measure(size: int, embedding: Embedding) -> Line:
             service, facts = await grouped(server, index, embedding)
             await publish(bus, [signal(number) for number in range(FINGERPRINTS)])
             await facts.reached(FINGERPRINTS)
+            await index.in_memory("bench")
             p50, p99 = await steady(bus, facts, 5_000_000)
             rounds = [await new_round(bus, facts, embedding, number * NEW) for number in range(ROUNDS)]
             _, embedded, new = sorted(rounds)[ROUNDS // 2]

@@ -176,6 +176,19 @@ async def test_several_searches_with_one_vector_are_answered_each_for_itself(ind
     assert await index.search("shop", axis(1), []) == []
 
 
+async def test_what_is_foreseen_changes_no_answer(index):
+    await index.upsert([exemplar("a"), exemplar("b", report="r2")], np.stack([axis(1), axis(1, 0.5)]))
+    coming = np.stack([axis(1), axis(0, 1), axis(1, 1)])
+    before = [await index.nearest("shop", vector, 5) for vector in coming]
+    await index.foresee("shop", coming)
+    await index.foresee("a project without points", coming)
+    assert [await index.nearest("shop", vector, 5) for vector in coming] == before
+
+    await index.upsert([exemplar("a"), exemplar("c")], np.stack([axis(0, 1), axis(1)]))
+    nearest = [(await index.nearest("shop", vector, 1))[0].exemplar.signal_id for vector in coming]
+    assert nearest[:2] == ["s-c", "s-a"]
+
+
 async def test_storing_the_same_fingerprint_again_replaces_its_point(index):
     await index.upsert([exemplar("a")], np.stack([axis(1)]))
     await index.upsert([exemplar("a", report="r9")], np.stack([axis(0, 1)]))
@@ -372,6 +385,18 @@ async def test_spread_names_the_reports_that_speak_of_a_token(index):
     assert await index.spread("shop", ["checkout", "search", "absent"]) == {
         "checkout": frozenset({"r1", "r2"}), "search": frozenset({"r2"}), "absent": frozenset(),
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(("reports", "expected"), [(1, 1), (5, 5), (63, 63), (64, 64), (100, 64)])
+@pytest.mark.parametrize("points", [40, 400])
+async def test_a_common_name_is_counted_by_report_however_many_points_have_it(index, points, reports, expected):
+    items = [exemplar(f"{number}", report=f"r{number % reports}", anchors={"checkout": 1.0}) for number in range(points)]
+    await index.upsert(items, np.stack([axis(1)] * points))
+
+    found = (await index.spread("shop", ["checkout"]))["checkout"]
+
+    assert len(found) == min(expected, points)
+    assert found <= {item.report_id for item in items}
 
 
 async def test_assigning_moves_a_point_to_another_report_and_leaves_its_vector(index):

@@ -60,6 +60,34 @@ def test_what_is_found_is_what_looking_at_each_point_finds(seed):
         assert [columns.ids[row] for row in rows] == by_hand(points, vector, 5, where)
 
 
+@pytest.mark.parametrize("count", [0, 1, 63, 64, 65, 4_096, 4_161])
+def test_what_was_foreseen_is_what_each_scan_finds_to_the_last_bit(count):
+    numbers = np.random.default_rng(count)
+    stored = unit(numbers.standard_normal((count + 1, 48)).astype(np.float32))
+    asked = unit(numbers.standard_normal((8, 48)).astype(np.float32))
+    alone, together = Columns(48), Columns(48)
+    for number in range(count):
+        for columns in (alone, together):
+            columns.write(f"p{number}", "r1", "ticket", "web", 0.0, stored[number])
+    together.foresee(asked)
+    for columns in (alone, together):  # one more since: its product is added
+        columns.write("last", "r1", "ticket", "web", 0.0, stored[count])
+
+    for vector in asked:
+        assert together.scores(vector).tobytes() == alone.scores(vector).tobytes()
+
+
+def test_what_was_foreseen_of_a_point_that_was_written_over_is_forgotten():
+    one, other = np.array([1.0, 0.0], np.float32), np.array([0.0, 1.0], np.float32)
+    columns = Columns(2)
+    columns.write("p1", "r1", "ticket", "web", 0.0, one)
+    columns.foresee(np.stack([one, other]))
+    columns.write("p1", "r1", "ticket", "web", 0.0, other)
+
+    assert columns.scores(one).tolist() == [0.0]
+    assert columns.scores(other).tolist() == [1.0]
+
+
 def test_scores_of_before_a_point_was_written_do_not_find_it():
     columns = Columns(2)
     one = np.array([1.0, 0.0], np.float32)

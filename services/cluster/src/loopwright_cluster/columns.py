@@ -6,8 +6,8 @@ Used for what is in memory of the embedded index, and for the newcomers of a bat
 from __future__ import annotations
 
 import heapq
+from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,8 @@ Floats = npt.NDArray[np.float32]
 
 ROWS_FIRST = 256
 BLOCK_ROWS = 4_096  # 6 MB of vectors
+PASS_ROWS = 64  # stay in a core's cache while several vectors are multiplied with them; BLOCK_ROWS is a multiple
+ASKED_REMEMBERED_MAX = 8
 POINT_BYTES = 350  # of a point beside its vector: its id, its place, four columns, its place among those of its report
 NORMALISED_WITHIN = 1e-6  # of the squared length; what is as near to one is left as it is, as the engine does
 
@@ -29,14 +31,6 @@ def unit(vectors: Floats) -> Floats:
     if not change.any():
         return vectors
     return (vectors / np.where(change, np.sqrt(squared), np.float32(1.0))[..., None]).astype(np.float32)
-
-
-@dataclass(frozen=True)
-class Asked:
-    """The products of one vector with the first ``len(scores)`` points of a project."""
-
-    vector: bytes
-    scores: Floats
 
 
 class Columns:
@@ -52,7 +46,7 @@ class Columns:
         self._occurred_at = np.zeros(ROWS_FIRST, np.float64)
         self.count = 0
         self.complete = False
-        self.asked: Asked | None = None
+        self._asked: OrderedDict[bytes, Floats] = OrderedDict()  # the products of a vector with the first so many points
         self.ids: list[str] = []
         self.rows: dict[str, int] = {}
         self._of_report: dict[int, list[int]] = {}  # by the report's hash: each newcomer asks for the points of some ten reports
@@ -64,7 +58,7 @@ class Columns:
     def _row(self, point: str) -> int:
         row = self.rows.get(point)
         if row is not None:
-            self.asked = None  # its vector may become another
+            self._asked.clear()  # its vector may become another
             return row
         row = self.rows[point] = self.count
         self.ids.append(point)
@@ -103,25 +97,47 @@ class Columns:
         self._of_report.setdefault(hash(to_report), []).extend(rows)
 
     def scores(self, vector: Floats) -> Floats:
-        """The cosines to all points, by row; remembered for the vector that was asked last.
+        """The cosines to all points, by row; remembered for the vectors that were asked last.
 
         A row's product is the same to the last bit wherever it stands, and the same as ``vector @ other``; a matrix product's is not,
         and with two threads of BLAS it takes 8 ms instead of .3.
         """
-        key, known = vector.tobytes(), 0
+        key = vector.tobytes()
+        known = self._asked.get(key)
+        if known is not None and len(known) == self.count:
+            return known
         found = np.empty(self.count, np.float32)
-        if self.asked is not None and self.asked.vector == key:
-            known = len(self.asked.scores)
-            if known == self.count:
-                return self.asked.scores
-            found[:known] = self.asked.scores
-        while known < self.count:
-            block, at = divmod(known, BLOCK_ROWS)
-            rows = min(BLOCK_ROWS - at, self.count - known)
-            np.vecdot(self._blocks[block][at : at + rows], vector, out=found[known : known + rows])
-            known += rows
-        self.asked = Asked(key, found)
+        at = 0 if known is None else len(known)
+        if known is not None:
+            found[:at] = known
+        while at < self.count:
+            block, start = divmod(at, BLOCK_ROWS)
+            rows = min(BLOCK_ROWS - start, self.count - at)
+            np.vecdot(self._blocks[block][start : start + rows], vector, out=found[at : at + rows])
+            at += rows
+        self._remember(key, found)
         return found
+
+    def foresee(self, vectors: Floats) -> None:
+        """Remember the cosines of several vectors [at most ASKED_REMEMBERED_MAX, dimensions]: they are going to be asked for.
+
+        One pass over the points for all of them takes half the time of a pass for each, and leaves the other threads their share of the
+        memory's. The products are the same to the last bit.
+        """
+        vectors = np.ascontiguousarray(vectors[:ASKED_REMEMBERED_MAX])
+        found = np.empty((len(vectors), self.count), np.float32)
+        for at in range(0, self.count, PASS_ROWS):
+            block, start = divmod(at, BLOCK_ROWS)
+            rows = min(PASS_ROWS, self.count - at)
+            np.vecdot(self._blocks[block][None, start : start + rows], vectors[:, None, :], out=found[:, at : at + rows])
+        for vector, products in zip(vectors, found, strict=True):
+            self._remember(vector.tobytes(), products)
+
+    def _remember(self, key: bytes, products: Floats) -> None:
+        self._asked[key] = products
+        self._asked.move_to_end(key)
+        while len(self._asked) > ASKED_REMEMBERED_MAX:
+            self._asked.popitem(last=False)
 
     def vectors(self, rows: Sequence[int]) -> Floats:
         """Copies of these rows' vectors [len(rows), dimensions]."""

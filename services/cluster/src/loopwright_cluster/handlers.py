@@ -440,7 +440,13 @@ class _Batch:
     async def _vector(self, key: Key) -> Vector | None:
         """The vector of a fingerprint; None when it is beyond the limit."""
         task = self._vectors.get(key)
-        return None if task is None else (await task)[self._rows[key]]
+        if task is None:
+            return None
+        vectors, row = await task, self._rows[key]
+        if row == 0:  # the first of those that were embedded together, which are decided one after another
+            await self._index.foresee(key[0], vectors)
+        found: Vector = vectors[row]
+        return found
 
     async def _place(self, signal: Signal, found: Fingerprint) -> Grouped:
         if signal.about_report is not None:

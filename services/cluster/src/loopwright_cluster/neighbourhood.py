@@ -34,6 +34,7 @@ class _Newcomers:
     def __init__(self, newcomers: Iterable[tuple[Exemplar, Vector]]) -> None:
         self._columns: Columns | None = None
         self._exemplars: list[Exemplar] = []
+        self._reports: set[str] = set()
         self.speaking_of: dict[str, set[str]] = {}  # name -> the reports in which it occurs
         for exemplar, vector in newcomers:
             self.add(exemplar, vector)
@@ -44,12 +45,13 @@ class _Newcomers:
             self._columns = Columns(len(vector))
         self._columns.write(exemplar.point_id, exemplar.report_id, exemplar.kind, exemplar.service, exemplar.occurred_at, vector)
         self._exemplars.append(exemplar)
+        self._reports.add(exemplar.report_id)
         for name in exemplar.anchors:
             self.speaking_of.setdefault(name, set()).add(exemplar.report_id)
 
     def nearest(self, vector: Vector, near: Near) -> list[Match]:
         """The most similar ones, best first."""
-        if self._columns is None:
+        if self._columns is None or (near.where.report_id is not None and near.where.report_id not in self._reports):
             return []
         # Rounded before the cut, so that of those which are shown as equally near the first by id are taken.
         scores = np.rint(self._columns.scores(vector).astype(np.float64) * 10_000)

@@ -95,6 +95,10 @@ class VectorIndex(Protocol):
         """``nearest`` for several searches with one vector, in one go; an answer for each, in their order."""
         ...
 
+    async def foresee(self, project: str, vectors: Vectors) -> None:
+        """These are going to be searched with: what is cheaper to work out for all of them together may be. Changes no answer."""
+        ...
+
     async def hybrid(self, project: str, query: Hybrid, limit_each: int, where: Where = ANYWHERE) -> list[Match]:
         """What any of the searches has among its first ``limit_each``, best first; with its cosine to ``query.dense`` and its vector."""
         ...

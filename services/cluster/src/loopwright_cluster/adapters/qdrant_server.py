@@ -111,6 +111,9 @@ class QdrantServerIndex:
                 break
         return found
 
+    async def foresee(self, project: str, vectors: Vectors) -> None:
+        """Nothing: the server works out each answer when it is asked."""
+
     async def spread(self, project: str, tokens: Sequence[str]) -> Mapping[str, frozenset[str]]:
         found = {}
         for token in tokens:
