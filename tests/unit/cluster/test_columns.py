@@ -24,8 +24,10 @@ def by_hand(points, vector, limit, where):
     return [id for _, id in sorted(fits)[:limit]]
 
 
+@pytest.mark.parametrize("head", [256, 8])
 @pytest.mark.parametrize("seed", range(8))
-def test_what_is_found_is_what_looking_at_each_point_finds(seed):
+def test_what_is_found_is_what_looking_at_each_point_finds(monkeypatch, seed, head):
+    monkeypatch.setattr("loopwright_cluster.columns.HEAD_ROWS", head)
     rng = random.Random(seed)
     numbers = np.random.default_rng(seed)
     columns, points = Columns(4), {}
@@ -56,8 +58,9 @@ def test_what_is_found_is_what_looking_at_each_point_finds(seed):
             ]
         )
         vector = unit(numbers.standard_normal(4).astype(np.float32))
-        rows = columns.best(columns.scores(vector), 5, where)
-        assert [columns.ids[row] for row in rows] == by_hand(points, vector, 5, where)
+        scores = columns.scores(vector)
+        for limit in (5, 2):
+            assert [columns.ids[row] for row in columns.best(scores, limit, where)] == by_hand(points, vector, limit, where)
 
 
 @pytest.mark.parametrize("count", [0, 1, 63, 64, 65, 4_096, 4_161])

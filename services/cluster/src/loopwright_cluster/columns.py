@@ -20,6 +20,7 @@ ROWS_FIRST = 256
 BLOCK_ROWS = 4_096  # 6 MB of vectors
 PASS_ROWS = 64  # stay in a core's cache while several vectors are multiplied with them; BLOCK_ROWS is a multiple
 ASKED_REMEMBERED_MAX = 8
+HEAD_ROWS = 256
 POINT_BYTES = 350  # of a point beside its vector: its id, its place, four columns, its place among those of its report
 NORMALISED_WITHIN = 1e-6  # of the squared length; what is as near to one is left as it is, as the engine does
 
@@ -44,6 +45,7 @@ class Columns:
         self._blocks: list[Floats] = []
         self._codes = np.zeros((3, ROWS_FIRST), np.int64)  # hashes of report, kind and service
         self._occurred_at = np.zeros(ROWS_FIRST, np.float64)
+        self._head: tuple[Floats | None, npt.NDArray[np.int64]] = (None, np.zeros(0, np.int64))  # of the scores that were asked about last
         self.count = 0
         self.complete = False
         self._asked: OrderedDict[bytes, Floats] = OrderedDict()  # the products of a vector with the first so many points
@@ -148,7 +150,23 @@ class Columns:
 
     def best(self, scores: Floats, limit: int, where: Where) -> list[int]:
         """The rows with the highest scores within the bounds, best first; of equal ones the lowest id first."""
-        rows = self._within(where, len(scores))
+        if where.report_id is not None:
+            rows = np.array(self._of_report.get(hash(where.report_id), ()), np.int64)
+            return self._first(scores, self._within(where, rows[rows < len(scores)]), limit)
+        if limit < HEAD_ROWS and len(scores) > 4 * HEAD_ROWS:
+            rows = self._within(where, self._head_of(scores))
+            if len(rows) >= limit:  # nothing beyond the head has a score as high
+                return self._first(scores, rows, limit)
+        return self._first(scores, self._within(where, np.arange(len(scores))), limit)
+
+    def _head_of(self, scores: Floats) -> npt.NDArray[np.int64]:
+        """Rows that score higher than all others, fewer than HEAD_ROWS: searches within several bounds begin with them."""
+        if self._head[0] is not scores:
+            least = np.partition(scores, len(scores) - HEAD_ROWS)[len(scores) - HEAD_ROWS]
+            self._head = scores, np.flatnonzero(scores > least)
+        return self._head[1]
+
+    def _first(self, scores: Floats, rows: npt.NDArray[np.int64], limit: int) -> list[int]:
         chosen = scores[rows]
         if len(rows) <= limit:
             return sorted(rows.tolist(), key=lambda row: (-scores[row], self.ids[row]))
@@ -156,23 +174,13 @@ class Columns:
         above = sorted(rows[chosen > least].tolist(), key=lambda row: (-scores[row], self.ids[row]))
         return above + heapq.nsmallest(limit - len(above), rows[chosen == least].tolist(), key=self.ids.__getitem__)
 
-    def _within(self, where: Where, count: int) -> npt.NDArray[np.int64]:
-        """The rows within the bounds, of the first so many."""
-        of_report: npt.NDArray[np.int64] | None = None
-        if where.report_id is not None:
-            of_report = np.array(self._of_report.get(hash(where.report_id), ()), np.int64)
-            of_report = of_report[of_report < count]
-        among = slice(count) if of_report is None else of_report
-        fits: list[npt.NDArray[np.bool_]] = []
-        if where.kind is not None:
-            fits.append(self._codes[1, among] == hash(where.kind))
-        if where.service is not None:
-            fits.append(self._codes[2, among] == hash(where.service))
+    def _within(self, where: Where, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Those of the rows that are within the bounds; the report is not looked at."""
+        for column, wanted in ((1, where.kind), (2, where.service)):
+            if wanted is not None:
+                rows = rows[self._codes[column, rows] == hash(wanted)]
         if where.occurred_from is not None:
-            fits.append(self._occurred_at[among] >= where.occurred_from)
+            rows = rows[self._occurred_at[rows] >= where.occurred_from]
         if where.occurred_to is not None:
-            fits.append(self._occurred_at[among] <= where.occurred_to)
-        if not fits:
-            return np.arange(count) if of_report is None else of_report
-        within = np.logical_and.reduce(fits)
-        return np.flatnonzero(within) if of_report is None else of_report[within]
+            rows = rows[self._occurred_at[rows] <= where.occurred_to]
+        return rows
