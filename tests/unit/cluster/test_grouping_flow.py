@@ -98,6 +98,22 @@ async def test_the_first_of_a_flood_of_new_problems_are_told_before_the_last_are
     assert facts[-1].report_id == facts[0].report_id
 
 
+@pytest.mark.parametrize("part", [1, 2, 64])
+async def test_what_a_part_of_a_batch_led_to_leads_there_in_the_next_part(flow, make_signal, crash, monkeypatch, part):
+    """The bare exception is known by another key of the wrapped one, which is stored between the parts."""
+    monkeypatch.setattr(handlers, "NEW_PER_PART", part)
+    frames = [("a.py", "go"), ("b.py", "pay"), ("c.py", "price")]
+    bare = make_signal("s3", kind="exception", title="x", exception_type="KeyError", frames=frames)
+    chain = {"exception.chain": "Failed <- KeyError"}
+    through = [frames[0], ("r.py", "guard"), *frames[1:]]
+    wrapped = make_signal("s1", kind="exception", title="x", exception_type="Failed", labels=chain, frames=through)
+
+    first, _, other = await flow.take(wrapped, crash("s2"), bare)
+
+    assert other.report_id == first.report_id
+    assert other.decision.rule == "fingerprint"
+
+
 async def test_projects_do_not_meet(flow, crash):
     ours, theirs = await flow.take(crash("s1"), crash("s2", project="bank"))
     assert ours.report_id != theirs.report_id
@@ -334,16 +350,20 @@ async def test_a_lost_index_is_filled_again_from_the_records(flow, new_flow, cra
 
 
 def story(make_signal, crash, seed):
-    """A seeded stream: repeats, near repeats, several kinds, two projects."""
+    """A seeded stream: repeats, near repeats, exceptions bare and wrapped, several kinds, two projects."""
     rng = random.Random(seed)
     places = ["checkout", "search", "upload"]
     signals = []
     for number in range(rng.randint(4, 14)):
         place, project, id = rng.choice(places), rng.choice(["shop", "bank"]), f"s{number}"
-        kind = rng.choice(["exception", "exception", "ticket", "health"])
+        kind = rng.choice(["exception", "exception", "wrapped", "ticket", "health"])
         at = rng.randint(0, 3_000)
         if kind == "exception":
             signals.append(crash(id, at=at, place=place, project=project))
+        elif kind == "wrapped":
+            through = [("app.py", "dispatch"), (rng.choice(["retry.py", "guard.py"]), "around"), (f"{place}.py", place)]
+            fields = {"exception_type": "Failed", "labels": {"exception.chain": "Failed <- KeyError"}, "frames": through}
+            signals.append(make_signal(id, at=at, kind="exception", service="web", title=f"Failed: in {place}", project=project, **fields))
         elif kind == "ticket":
             title = f"{place} fails {rng.choice(['again', 'for me', 'since noon'])}"
             signals.append(make_signal(id, at=at, kind="ticket", source="http", title=title, service="web", project=project))

@@ -126,12 +126,15 @@ class Fingerprinting:
             if other.record:
                 noted.setdefault(other.key, found.key)
 
-    async def save(self, project: str) -> None:
-        """Store what was learned and noted; durable when it returns, and free when there is nothing. Raises Conflict."""
+    async def save(self, project: str) -> Mapping[str, str]:
+        """Store what was learned and noted; durable when it returns, and free when there is nothing. Returns what was noted.
+
+        What ``stored_aliases`` has answered before does not know of it. Raises Conflict.
+        """
         await self._templates.save(project)
-        noted = self._noted.get(project)
-        if noted:
-            aliases = dict(noted)
+        aliases = dict(self._noted.get(project, {}))
+        if aliases:
             await self._aliases.add(project, aliases)
             for key in aliases:
-                noted.pop(key, None)
+                self._noted[project].pop(key, None)
+        return aliases

@@ -10,6 +10,8 @@ Why the order of the steps makes every effect happen once, wherever the process 
 4. The facts are published under ids derived from the signals; those of one known fingerprint in one fact.
 5. The bus acknowledges the batch.
 
+A batch with many new fingerprints goes through 1 to 4 in parts, so that the first are told while the last are still embedded.
+
 A signal that comes again finds its record and repeats steps 2 to 4 with the recorded decision: the same point, and the same fact, though
 perhaps together with other signals than the first time. Who counts signals counts each id once.
 """
@@ -131,7 +133,7 @@ class SignalGrouping:
                 for part in work.parts():
                     grouped = await work.decide(part)
                     await work.store()
-                    await self._fingerprinting.save(project)
+                    work.led(project, await self._fingerprinting.save(project))
                     await self._publish(grouped, messages[part.start : part.stop])
 
     async def _publish(self, grouped: Sequence[Grouped], batch: Sequence[Received[Signal]]) -> None:
@@ -277,7 +279,7 @@ class _Batch:
         self._signals = [(signal, grouping._fingerprinting.of(signal)) for signal in signals]
         self._neighbourhood = Neighbourhood(grouping._index, degraded=grouping._embedding.degraded)
         self._pointers: dict[Key, Pointer | None] = {}
-        self._aliases: Mapping[Key, str] = {}
+        self._aliases: dict[Key, str] = {}
         self._created: dict[Key, FingerprintRecord] = {}
         self._vectors: dict[Key, asyncio.Task[Vectors]] = {}  # being made while what came before is decided
         self._rows: dict[Key, int] = {}
@@ -384,6 +386,11 @@ class _Batch:
         self._records.links.clear()
         self._neighbourhood.stored()
 
+    def led(self, project: str, aliases: Mapping[str, str]) -> None:
+        """Other keys that were stored with a part lead there for the next ones too; the first that a key led to holds."""
+        for key, fingerprint in aliases.items():
+            self._aliases[project, key] = self._aliases.get((project, key)) or fingerprint
+
     async def _look_up(self) -> None:
         self._pointers = await self._records.pointers(
             list({(signal.project, found.key): None for signal, found in self._signals if signal.about_report is None})
@@ -487,6 +494,7 @@ class _Batch:
         record = self._created.get(key) or await self._records.fingerprint(*key)
         if record is None:  # the record was removed by hand since it was looked up
             return await self._newcomer(signal, found)
+        self._fingerprinting.note(signal, found)  # it may have died between the record and its other keys
         vector = await self._vector(key)
         exemplar = Exemplar.from_payload(record.exemplar)
         if vector is not None:

@@ -406,7 +406,7 @@ class Inbox:
         inbox = cls(connection, stream, spec, durable, connection.client.new_inbox())
         # Without a limit of bytes: nothing comes here that was not asked for, and the client would drop what is beyond it.
         inbox._subscription = await connection.subscribe(inbox._subject, pending_bytes_limit=0)
-        inbox._subscription._pending_queue = inbox._queue  # nothing has come yet: what comes was not asked for
+        inbox._subscription._pending_queue = inbox._queue  # nothing is lost by that: nothing was asked for yet
         return inbox
 
     async def close(self) -> None:
