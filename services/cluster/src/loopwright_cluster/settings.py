@@ -31,7 +31,7 @@ class ClusterSettings(ServiceSettings):
         default=256,
         ge=0,
         le=65_536,
-        description="Memory for the embedded index's vectors and texts, of all projects together: 256 hold 110,000 reports. What does not "
+        description="Memory for the embedded index's vectors and texts, of all projects together: 256 hold 105,000 reports. What does not "
         "fit is searched in the folder, which is slower. The container's limit has to grow with it.",
     )
     qdrant_url: str = Field(default="", description="A Qdrant server, as http://qdrant:6333, for more than one replica; empty: embedded.")

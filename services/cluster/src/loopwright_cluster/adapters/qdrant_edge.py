@@ -38,7 +38,7 @@ SCROLL_PAGE = 1_000
 KEYWORD_FIELDS = ("project", "report", "kind", "service", "tokens")
 # Far above what a shard holds (in KB): no HNSW graph is ever due, since exact scans are quick enough and give the same answer every time.
 INDEXING_THRESHOLD_KB = 1_000_000_000
-# Of all projects together. 256 MB hold the vectors of 110,000 reports and 10,000 exemplars; what is beyond, the engine answers.
+# Of all projects together. 256 MB hold the vectors of 105,000 reports and 10,000 exemplars; what is beyond, the engine answers.
 MEMORY_BYTES_MAX = 256 * 1024**2
 VECTORS_SHARE_PERCENT = 75  # the rest is for exemplars
 SPREAD_LOOKED_AT = 4 * SPREAD_MAX
