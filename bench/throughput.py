@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import structlog
 from loopwright_cluster.adapters.qdrant_edge import QdrantEdgeIndex
-from loopwright_cluster.app import Service, open_embedding, spare_the_collector
+from loopwright_cluster.app import Service, open_embedding, tune_the_interpreter
 from loopwright_cluster.domain import Exemplar
 from loopwright_cluster.grouping.describe import describe
 from loopwright_cluster.grouping.fingerprints import fingerprint
@@ -283,7 +283,7 @@ async def memory(embedding: Embedding, count: int = MILLION) -> None:
 async def run(arguments: Sequence[str]) -> None:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     embedding = open_embedding(ClusterSettings())
-    spare_the_collector()
+    tune_the_interpreter()
     print(f"embedding {embedding.name}{' (a stand-in: no model is there)' if embedding.degraded else ''}; batches of {BATCH}")
     try:
         if "--memory" in arguments:

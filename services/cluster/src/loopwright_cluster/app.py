@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -49,6 +50,7 @@ SERVICE = "cluster"
 SPENDING_BUCKET = "cluster-spending"
 # How long an ordered flow stands still when this process or the server dies with a batch in hand. A long batch is kept by heartbeats.
 ACK_WAIT = timedelta(seconds=10)
+SWITCH_SECONDS = 0.000_2
 
 log = structlog.get_logger()
 
@@ -212,15 +214,20 @@ class Service:
         await self.index.close()
 
 
-def spare_the_collector() -> None:
-    """Lets Python look for garbage cycles seldom: it took a quarter of the time in a flood, and found nothing.
+def tune_the_interpreter() -> None:
+    """Lets Python look for garbage cycles seldom, and hand over between threads soon.
 
-    A batch is some ten thousand objects that live until it is published, and none of them points back; by default every 700 new objects
-    start a search. What there is now (modules, models) is never searched again.
+    The search took a quarter of the time in a flood, and found nothing: a batch is some ten thousand objects that live until it is
+    published, and none of them points back; by default every 700 new objects start one. What there is now (modules, models) is never
+    searched again.
+
+    The embedding's thread computes without the interpreter's lock for 4 ms a text, and then had to wait up to 5 ms for it whenever the
+    event loop had it: a flood of new fingerprints takes a twentieth less time since it waits 0.2 ms.
     """
     gc.collect()
     gc.freeze()
     gc.set_threshold(100_000, 20, 20)
+    sys.setswitchinterval(SWITCH_SECONDS)
 
 
 def create_app(settings: ClusterSettings) -> FastAPI:
@@ -243,7 +250,7 @@ def create_app(settings: ClusterSettings) -> FastAPI:
         )
         try:
             await service.start()
-            spare_the_collector()
+            tune_the_interpreter()
             running.append(service)
             yield
         finally:
