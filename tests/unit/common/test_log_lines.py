@@ -88,3 +88,33 @@ def test_each_message_of_a_batch_is_logged_in_its_own_trace() -> None:
 def test_a_batch_that_fails_is_told_apart_message_by_message() -> None:
     found = lines_of("buried", FIRST, SECOND)
     assert sorted(found["message_buried"]) == sorted([FIRST, SECOND])
+
+
+CRASH = """
+import sys
+
+import structlog
+from loopwright_common import telemetry
+
+telemetry.configure("probe", format=sys.argv[1])
+
+def call(held):
+    raise RuntimeError("no answer from https://user:hunter2hunter2@tracker.example/api")
+
+try:
+    call({"what": "a-text-nobody-may-read"})
+except RuntimeError as error:
+    structlog.get_logger().exception("crashed", error=str(error))
+"""
+
+
+@pytest.mark.parametrize("format", ["json", "text"])
+def test_a_traceback_tells_where_and_neither_what_was_held_there_nor_a_credential(format: str) -> None:
+    ended = subprocess.run([sys.executable, "-c", CRASH, format], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 0, ended.stderr
+    assert "Traceback" in ended.stderr
+    assert "tracker.example/api" in ended.stderr
+    assert "in call" in ended.stderr
+    assert "nobody-may-read" not in ended.stderr.replace('call({"what": "a-text-nobody-may-read"})', "")
+    assert "hunter2" not in ended.stderr
+    assert len(ended.stderr.splitlines()) < 30

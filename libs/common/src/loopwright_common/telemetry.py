@@ -30,9 +30,12 @@ from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanContext, SpanKind, TraceFlags
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from loopwright_common.redaction import redact
+
 LINKS_MAX = 128  # OpenTelemetry's default limit of links per span
 FLUSH_MOST = timedelta(seconds=5)  # as long as one export may take
 SENSITIVE = ("password", "token", "secret", "authorization", "api_key", "cookie", "dsn")
+ERRORS = ("error", "exception")  # what others' code says, which may quote a URL or a header with its credential
 
 
 _PROPAGATOR = TraceContextTextMapPropagator()
@@ -41,16 +44,20 @@ _ratio = 0.0  # of traces that begin here and are recorded; nothing is before th
 
 def configure(service: str, *, level: str = "info", format: str = "json", otlp_endpoint: str = "", sample_ratio: float = 1.0) -> None:
     """Sets up logging to standard error and, with an endpoint, the export of traces. Call once, at the start of the process."""
-    renderer: Any = structlog.processors.JSONRenderer() if format == "json" else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    # Tracebacks are plain: structlog's own for terminals print every frame's locals, which are signals' texts and credentials.
+    console = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)
+    renderer: Any = structlog.processors.JSONRenderer() if format == "json" else console
     processors: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         _add_trace,
+        structlog.processors.format_exc_info,
         _redact,
+        renderer,
     ]
     structlog.configure(
-        processors=[*processors, structlog.processors.format_exc_info, renderer] if format == "json" else [*processors, renderer],
+        processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
@@ -220,4 +227,6 @@ def _redact(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[
     for key in event:
         if any(word in key.lower() for word in SENSITIVE):
             event[key] = "(redacted)"
+        elif key in ERRORS and isinstance(event[key], str):
+            event[key] = redact(event[key])
     return event
