@@ -296,7 +296,8 @@ async def test_composed_text_stands_when_the_model_fails(scene, tmp_path, model,
         assert result.verdict is InvestigationVerdict.ACTIONABLE
         assert result.suspects[0].commit == scene.guilty
         said = await transcript_of(stage, result)
-        assert said["outcome"] in ({outcome, "unavailable"} if outcome == "slow" else {outcome})
+        # Where the time ends while a failure is waited out to be tried again, either is true.
+        assert said["outcome"] in ({"slow", "unavailable"} if "model_seconds_max" in fields else {outcome})
         if outcome == "wrong":
             assert result.cost.model_calls == 2
         if "usd" in "".join(fields):
