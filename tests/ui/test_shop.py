@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ import loopwright_gateway
 import pytest
 from loopwright_common.contracts import subjects as s
 from loopwright_gateway.adapters import tables as t
+
+from .conftest import Gateway
 
 UI = Path(loopwright_gateway.__file__).parent / "ui"
 SCRIPT_BYTES_MAX = 150_000
@@ -163,6 +165,38 @@ def test_a_lost_connection_and_a_failed_read_are_said_quietly(shop: Any, visit: 
     page.context.set_offline(False)
     page.get_by_role("button", name="Try again").click()
     page.wait_for_selector(".report h1")
+
+
+@pytest.fixture
+def choosy(tmp_path: Path) -> Iterator[Gateway]:
+    """A gateway whose project wants three of weight and two people, and gives a burst a quarter of an hour."""
+    promotion = {"minimum_weight": 3, "minimum_people": 2, "group_wait": 900}
+    with Gateway(tmp_path) as gateway:
+        gateway.api.put("/v1/projects/shop", json={"name": "shop", "promotion": promotion}).raise_for_status()
+        yield gateway
+
+
+def test_a_gathering_report_says_what_it_needs_and_how_much_of_it_there_is(choosy: Gateway, visit: Callable[..., Any]) -> None:
+    choosy.signal("slow", 0, choosy.now(), weight=1.5, actor="one")
+    choosy.settled()
+    page = visit(choosy, width=380).open("/reports/slow")
+    page.wait_for_selector(".needs")
+
+    said = [" ".join(line.split()) for line in page.locator(".needs .fact").all_inner_texts()]
+    assert said == ["Weight 1.5 of 3", "Signals 1 of 1 reached", "People 1 of 2"]
+    assert page.locator(".needs p").count() == 0
+
+    choosy.signal("slow", 1, choosy.now(), weight=1.5, actor="two")  # told live: only the burst is missing now
+    page.wait_for_selector(".needs p:has-text('A burst may still gather')")
+    assert "in 1" in page.inner_text(".needs time")  # minutes
+    assert [line.split()[-1] for line in page.locator(".needs .fact").all_inner_texts()] == ["reached"] * 3
+
+
+def test_history_that_was_loaded_waits_for_a_live_signal_and_says_so(shop: Any, visit: Callable[..., Any]) -> None:
+    page = visit(shop).open("/reports/old")
+    page.wait_for_selector(".needs")
+    assert " ".join(page.locator(".needs .fact").first.inner_text().split()) == "Live signals 0 of 1"
+    assert "history that was loaded" in page.inner_text(".needs p")
 
 
 @pytest.mark.parametrize("width", [380, 1440])

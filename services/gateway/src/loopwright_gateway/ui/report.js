@@ -33,6 +33,7 @@ export function render(report, timelineEntries, rates, context) {
       ),
       h("h1", { id: "report-title" }, report.title),
       lead(model),
+      needs(report.promotion),
       actionBar(model, context),
     ),
     question(model, context),
@@ -62,6 +63,26 @@ function lead({ report, investigation, measurement }) {
     h("span.confidence", `${words(investigation.verdict)}, confidence ${percent(investigation.confidence)}`),
   );
 }
+
+/** How far a gathering report is from being looked into: each thing that is needed and how much of it there is. */
+function needs(promotion) {
+  if (!promotion) return null;
+  const live = promotion.parts.find((part) => part.name === "live_signals");
+  const parts = promotion.parts.filter((part) => part.needed > 0 && (part !== live || part.value < part.needed));
+  return h(
+    "div.needs",
+    h("dl.facts", { "aria-label": "What it needs before it is looked into" }, parts.map((part) =>
+      fact(NEEDED[part.name] ?? words(part.name), [amount(part.value), h("span.faint", ` of ${amount(part.needed)}`)], [bar(Math.min(1, part.value / part.needed)), part.value >= part.needed && " reached"]),
+    )),
+    promotion.at && h("p.faint", "A burst may still gather; it is looked into ", since(promotion.at), "."),
+    live && live.value < live.needed && h("p.faint", "So far there is only history that was loaded, which is not looked into by itself, or kinds that do not count."),
+  );
+}
+
+const NEEDED = { live_signals: "Live signals", weight: "Weight", signals: "Signals", people: "People" };
+
+/** At most three decimals, rounded down, as the reason says it: what is short of what is needed must not look as if it were not. */
+const amount = (value) => String(Math.floor(value * 1000 + 1e-6) / 1000);
 
 /** The first sentence: a full stop, a space, and what begins like a sentence. */
 function firstSentence(text) {
