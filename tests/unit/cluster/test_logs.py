@@ -36,6 +36,12 @@ def said(*lines, templates=None):
         (r"open C:\Windows\winsxs\x.dll failed", "open <*> failed"),
         ("fatal at Sat Jun 18 02:08:10 2005 in loop", "fatal at <*> in loop"),
         ("data address space.........0x1 set", "data address space ......... <*> set"),
+        ("close, 451 bytes sent, 18846 bytes (18.4 KB) received", "close, <*> sent, <*> received"),
+        ("close, 1190 bytes (1.16 KB) sent, 7 bytes (7%), done", "close, <*> sent, <*>, done"),
+        ("read 12 (of 40) at 3 (of 9)", "read <*> (of <*>) at <*> (of <*>)"),
+        ("r1---sn-i3b.video.example.com:443 open", "<*> open"),
+        ("done --- 3 left", "done --- <*> left"),
+        ("state.clipTopAmount:180, i:0", "state.clipTopAmount:<*>, i:<*>"),
         ("filter 'safety net' added", "filter <*> added"),
         ('{"level":"info","msg":"cache miss for 17","user":"bob"}', "cache miss for <*>"),
         ('level=info msg="cache miss for 17" user=bob', "cache miss for <*>"),
@@ -55,6 +61,9 @@ def test_lines_that_differ_in_a_name_are_one_problem():
 def test_lines_that_differ_in_a_word_of_the_trade_are_two():
     assert len(set(said("Block 7 stored as bytes in memory", "Block 9 stored as values in memory"))) == 2
     assert len(set(said("task 7 moved from NEW to RUNNING", "task 7 moved from RUNNING to FAILED"))) == 2
+    assert len(set(said("the liveness probe of pod a7 failed", "the readiness probe of pod b8 failed"))) == 2
+    assert len(set(said("cpu limit not specified for 17", "disk limit not specified for 18"))) == 2
+    assert len(set(said("task 7 ended with TimeoutError", "task 8 ended with ConnectionError"))) == 2
     assert len(set(said("receive action: android.intent.SCREEN_ON now", "receive action: android.intent.SCREEN_OFF now"))) == 2
 
 
@@ -63,7 +72,9 @@ def test_a_name_after_a_word_that_announces_one_is_a_value_whatever_it_looks_lik
     assert differs_in_statement("test", "service", "the")
     assert is_statement("stopped")
     assert is_statement("CLEANUP")
+    assert is_statement("OrderCreated")
     assert not is_statement("webmaster")
+    assert not is_statement("McDonald")
 
 
 def test_a_template_that_grows_keeps_its_id_and_what_it_said_before():

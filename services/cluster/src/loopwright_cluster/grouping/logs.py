@@ -36,7 +36,8 @@ LOG_WORDS = words("log_words")
 NAMED_NEXT = words("named_next")
 
 _MONTH = "(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)"
-_LEADER = re.compile(r"\.{3,64}|-{3,64}|={3,64}|_{3,64}|\*{3,64}")  # dots that lead the eye to a value
+# Dots that lead the eye to a value; dashes inside a word are the word's (`r1---sn-abc.example.com`).
+_LEADER = re.compile(r"\.{3,64}|(?<!\w)-{3,64}|-{3,64}(?!\w)|={3,64}|_{3,64}|\*{3,64}")
 _REQUEST = re.compile(r"\"(GET|HEAD|POST|PUT|PATCH|DELETE|OPTIONS|CONNECT|TRACE) [^\"\n]{0,1024}\"")  # an access log quotes method and path
 _STRUCTURED = re.compile(r"(?:^|[\s,{])\"?(?:msg|message|event)\"?\s?[=:]\s?\"((?:[^\"\\\n]|\\.){1,1024})\"", re.IGNORECASE)
 _QUOTED = re.compile(r"\"[^\"\n]{1,256}\"|(?<!\w)'[^'\n]{1,256}'(?!\w)|`[^`\n]{1,256}`")
@@ -48,14 +49,16 @@ _CALENDAR = re.compile(
 UNITS = words("units")
 
 _MARK = re.compile(r"<[a-z]{2,8}>")
-_HOST = re.compile(
-    r"(?:[A-Za-z0-9_-]{1,63}\.){1,8}[A-Za-z]{2,24}:\d{1,5}\b|(?<![\w./])(?:[a-z0-9-]{1,63}\.){1,8}(?:com|net|org|edu|gov|ac|co)\.[a-z]{2}\b(?![.\w(])"
+_HOST = re.compile(  # `state.clipAmount:180` is a field and its value: no domain ends in camel case
+    r"(?:[A-Za-z0-9_-]{1,63}\.){1,8}(?![a-z]{1,24}[A-Z])[A-Za-z]{2,24}:\d{1,5}\b|(?<![\w./])(?:[a-z0-9-]{1,63}\.){1,8}(?:com|net|org|edu|gov|ac|co)\.[a-z]{2}\b(?![.\w(])"
 )
 _NUMBERED = re.compile(r"[\w.$#%+~@/\\*-]*\d[\w.$#%+~@/\\*-]*")
 _PATH = re.compile(r"(?<![\w<])(?:/|~/|\.{1,2}/|[A-Za-z]:[\\/])[\w.$%+~@*-][^\s\"'<>()\[\]{},;:]*")
 _ASSIGNED = re.compile(r"(?<=\w=)[^\s<>(){}\[\],;=]+(?:[({\[][^\s(){}\[\]]*[)}\]])?")
 _GLUED = re.compile(r"(?:[\w.$#%+~@/\\-]*[_.$#%+~@/\\-])?<\*>(?:[_.$#%+~@/\\-]?\w[\w.$#%+~@/\\-]*)?")
 _JOINED = re.compile(r"<\*>(?:[-_.:/,;#@+|]{0,2}<\*>)+")
+_IN_BRACKETS = re.compile(r"\(<\*>\)[,;.:)\]}]{0,4}")
+_HUMPS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 _HAS_DIGIT = re.compile(r"\d")
 _CLOSING = ",;.:)]}"
 _EDGES = " \t.,;:!?()[]{}<>\"'`|*-=#"
@@ -75,19 +78,24 @@ def shape(line: str) -> tuple[str, ...]:
     elif "'" in text or "`" in text:
         text = _QUOTED.sub(ANY, text)
     kept: list[str] = []
-    last = ""
+    last, measured = "", -1  # the last word; the place of the last number that had its unit as a word of its own
     for token in _CALENDAR.sub(ANY, _LEADER.sub(r" \g<0> ", text)).split():
-        if last.endswith(ANY) and token.rstrip(_CLOSING) in UNITS:  # `3 min`, `20 ms,`: one value
-            last += token[len(token.rstrip(_CLOSING)) :]
-            kept[-1] = last
-            continue
-        if not token.isalpha():
+        unit = last.endswith(ANY) and token.rstrip(_CLOSING) in UNITS  # `3 min`, `20 ms,`: one value
+        if unit:
+            kept.pop()
+            token = last + token[len(token.rstrip(_CLOSING)) :]
+        elif not token.isalpha():
             token = _without_values(token)
             if ANY in token and token.rstrip(",;") == last.rstrip(",;"):
                 last = token
                 continue
+        if kept and measured == len(kept) - 1 and _IN_BRACKETS.fullmatch(token):  # `1190 bytes (1.16 KB)`: a size, said twice
+            last = kept[-1] = kept[-1] + token[len(f"({ANY})") :]
+            continue
         kept.append(token)
         last = token
+        if unit:
+            measured = len(kept) - 1
         if len(kept) == TOKENS_MAX:
             break
     return tuple(kept) or ("",)
@@ -122,8 +130,11 @@ def is_statement(token: str) -> bool:
 
 
 def _is_word(word: str) -> bool:
-    text = word.lower()
-    return any(form in LOG_WORDS for form in _base_forms(text))
+    """Whether it is a word of the trade, or made of them as programs make names: `OrderCreated`, `timeoutError`."""
+    if any(form in LOG_WORDS for form in _base_forms(word.lower())):
+        return True
+    parts = _HUMPS.findall(word) if not (word.islower() or word.isupper()) else ()
+    return len(parts) > 1 and all(any(form in LOG_WORDS for form in _base_forms(part.lower())) for part in parts)
 
 
 def _base_forms(word: str) -> Iterator[str]:
@@ -131,6 +142,8 @@ def _base_forms(word: str) -> Iterator[str]:
     for ending in ("s", "es", "ed", "d", "ing", "ly", "er", "or", "al", "ally"):
         if word.endswith(ending) and len(word) - len(ending) >= 2:
             base = word[: -len(ending)]
+            if ending == "d" and not base.endswith("e"):
+                continue  # `sshd` is no `ssh` of the past
             yield base
             if ending in ("ed", "ing", "er", "or"):
                 yield base + "e"
