@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from loopwright_cluster.adapters.qdrant_server import QdrantServerIndex
+from loopwright_cluster.comparison_records import ComparisonRecords
 from loopwright_cluster.costly import CostlyPath
 from loopwright_cluster.embedding.hashing import HashingEmbedding
 from loopwright_cluster.embedding.minilm import MiniLmEmbedding
@@ -86,10 +87,11 @@ class Flow:
             await self.fingerprinting.stop()
         self.fingerprinting = await Fingerprinting.open(bus)
         await self.fingerprinting.start()
-        locks = ProjectLocks()
+        locks, shadow = ProjectLocks(), self.judging.shadow if self.judging is not None else None
+        self.compared = await ComparisonRecords.open(bus, self.clock, self.judging.version, shadow) if shadow is not None else None
         self.grouping = SignalGrouping(
             bus, self.records, self.embedding, index, self.clock, locks, CostlyPath(self.new_per_minute), self.fingerprinting, self.judging,
-            self.words,
+            self.words, self.compared,
         )  # fmt: skip
         self.regrouping = Regrouping(bus, self.records, self.words, index, locks, self.clock)
         self.search = Search(self.records, self.embedding, index)

@@ -153,7 +153,7 @@ async def test_a_shadow_is_compared_once_for_each_new_fingerprint(new_flow):
     flow = await new_flow(lambda: Judging(shadow="v1", adjudicator=Knows(about)))
     facts = await flow.take(*signals)
     judged = sum(1 for fact in facts if fact.decision.rule in ("new", "similarity"))
-    compared = flow.judging.comparison.of("shop")
+    compared = await flow.compared.of("shop")
     assert compared.agreed + compared.differed == judged
 
 

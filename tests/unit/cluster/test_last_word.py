@@ -282,7 +282,7 @@ async def test_a_fingerprint_that_is_new_again_does_not_join_what_it_was_taken_f
     (new,) = await flow.take(way("s5", "wishlist"))
     assert new.decision.outcome == "opened"
     assert "“KeyError: in query” was left out: person:alice said on 2026-11-26" in new.decision.reason
-    assert flow.judging.comparison.of("shop").differed == 0  # the version in shadow is held to it too
+    assert (await flow.compared.of("shop")).differed == 0  # the version in shadow is held to it too
 
 
 async def test_the_key_of_an_earlier_version_leads_to_where_people_put_it(flow, way):
@@ -495,7 +495,7 @@ async def test_a_shadow_tells_where_it_would_have_put_newcomers_of_its_project(t
     signals, _ = stream(1, 140)
     flow = await speaking_flow(tmp_path / "index", Judging(shadow="v1"))
     await flow.take(*signals)
-    answer = await Shadow(flow.judging, flow.records).answer(ShadowQuery(project="shop"))
+    answer = await Shadow("v2", flow.records, flow.clock, flow.compared).answer(ShadowQuery(project="shop"))
     assert (answer.version, answer.shadow) == ("v2", "v1")
     assert answer.differed == len(answer.differences) > 0
     assert answer.agreed > 0
@@ -503,8 +503,8 @@ async def test_a_shadow_tells_where_it_would_have_put_newcomers_of_its_project(t
     for item in answer.differences:
         assert item.report_id != item.shadow_report_id
         assert item.report_id in (None, places[item.signal_id].report_id)
-    other = await Shadow(flow.judging, flow.records).answer(ShadowQuery(project="bank"))
+    other = await Shadow("v2", flow.records, flow.clock, flow.compared).answer(ShadowQuery(project="bank"))
     assert (other.agreed, other.differed, other.differences) == (0, 0, ())
-    alone = await Shadow(Judging(), flow.records).answer(ShadowQuery(project="shop"))
+    alone = await Shadow("v2", flow.records, flow.clock, None).answer(ShadowQuery(project="shop"))
     assert (alone.shadow, alone.agreed) == ("", 0)
     await flow.words.stop()

@@ -31,6 +31,7 @@ from loopwright_common.spending import BucketSpending
 from loopwright_cluster import api
 from loopwright_cluster.adapters.qdrant_edge import QdrantEdgeIndex
 from loopwright_cluster.adjudication import ModelAdjudicator
+from loopwright_cluster.comparison_records import ComparisonRecords
 from loopwright_cluster.costly import CostlyPath
 from loopwright_cluster.embedding.hashing import HashingEmbedding
 from loopwright_cluster.embedding.minilm import MiniLmEmbedding
@@ -169,9 +170,12 @@ class Service:
         fingerprinting = self._fingerprinting = await Fingerprinting.open(self.bus, projects)
         await fingerprinting.start()
         await fill_index(records, self.embedding, self.index)
-        locks = ProjectLocks()
+        locks, judging = ProjectLocks(), self._judging
+        compared = (
+            await ComparisonRecords.open(self.bus, self._clock, judging.version, judging.shadow) if judging.shadow is not None else None
+        )
         grouping = SignalGrouping(
-            self.bus, records, self.embedding, self.index, self._clock, locks, self._costly, fingerprinting, self._judging, words
+            self.bus, records, self.embedding, self.index, self._clock, locks, self._costly, fingerprinting, judging, words, compared
         )
         regrouping = Regrouping(self.bus, records, words, self.index, locks, self._clock)
         # How reports stand is heard before signals are placed, so that a restart does not put a recurrence into a resolved report.
@@ -196,9 +200,9 @@ class Service:
             grouping.handle,
         )
         await self.bus.answer(SEARCH_QUERY, Search(records, self.embedding, self.index).answer)
-        evaluation = Evaluation(records, words, self.embedding, self.index, self._judging, locks)
+        evaluation = Evaluation(records, words, self.embedding, self.index, judging, locks)
         await self.bus.answer(EVALUATION_QUERY, evaluation.answer)
-        await self.bus.answer(SHADOW_QUERY, Shadow(self._judging, records).answer)
+        await self.bus.answer(SHADOW_QUERY, Shadow(judging.version, records, self._clock, compared).answer)
 
     async def pause(self, drain: timedelta = timedelta(seconds=10)) -> None:
         """Stop grouping; embedding and index stay open for another."""

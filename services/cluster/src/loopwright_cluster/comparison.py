@@ -1,9 +1,8 @@
-"""What the version in shadow decided beside the one in charge, by project, since this process began."""
+"""What the version in shadow decided beside the one in charge, until it is stored."""
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 
 from loopwright_common.clock import Clock
@@ -11,7 +10,7 @@ from loopwright_common.clock import Clock
 from loopwright_cluster.domain import Decision, Exemplar
 
 DIFFERENCES_MAX = 100  # as many as an answer carries
-PROJECTS_MAX = 1_024  # a difference is half a kilobyte; the project that was compared least recently is forgotten
+WAITING_MAX = 1_000  # as many newcomers as a batch can have
 
 
 @dataclass(frozen=True)
@@ -24,37 +23,36 @@ class Difference:
     at: datetime
 
 
-@dataclass
+@dataclass(frozen=True)
 class Compared:
-    """A project's counts and its newest differences, oldest first."""
+    """Counts of newcomers, and the differences among them, oldest first."""
 
     agreed: int = 0
     differed: int = 0
-    differences: deque[Difference] = field(default_factory=lambda: deque(maxlen=DIFFERENCES_MAX))
+    differences: tuple[Difference, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.agreed or self.differed)
 
 
 class Comparison:
-    """Counts from its making on."""
+    """Holds what was compared of the batches in hand. A newcomer whose batch failed and comes again counts once."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self.since = clock.now()
-        self._projects: OrderedDict[str, Compared] = OrderedDict()
+        self._projects: dict[str, dict[str, Difference | None]] = {}  # project -> signal -> where they differ
 
-    def of(self, project: str) -> Compared:
-        """What was compared of a project."""
-        return self._projects.get(project, Compared())
+    def take(self, project: str) -> Compared:
+        """What was compared of a project since it was last taken."""
+        found = self._projects.pop(project, {})
+        differences = tuple(item for item in found.values() if item is not None)
+        return Compared(len(found) - len(differences), len(differences), differences[-DIFFERENCES_MAX:])
 
     def add(self, newcomer: Exemplar, decided: Decision, shadow: Decision) -> bool:
         """Compare two decisions about a newcomer; returns whether they are the same."""
-        compared = self._projects.setdefault(newcomer.project, Compared())
-        self._projects.move_to_end(newcomer.project)
-        while len(self._projects) > PROJECTS_MAX:
-            self._projects.popitem(last=False)
+        found = self._projects.setdefault(newcomer.project, {})
         agreed = (decided.outcome, decided.report_id) == (shadow.outcome, shadow.report_id)
-        if agreed:
-            compared.agreed += 1
-        else:
-            compared.differed += 1
-            compared.differences.append(Difference(newcomer, decided, shadow, self._clock.now()))
+        found[newcomer.signal_id] = None if agreed else Difference(newcomer, decided, shadow, self._clock.now())
+        if len(found) > WAITING_MAX:
+            del found[next(iter(found))]
         return agreed

@@ -43,6 +43,7 @@ from loopwright_common.metrics import observe_stages
 from prometheus_client import Counter
 
 from loopwright_cluster.adjudication import Inquiry
+from loopwright_cluster.comparison_records import ComparisonRecords
 from loopwright_cluster.costly import CostlyPath
 from loopwright_cluster.domain import Candidate, Decision, Exemplar, Outcome
 from loopwright_cluster.fingerprinting import Elsewhere, Fingerprinting
@@ -108,8 +109,10 @@ class SignalGrouping:
         fingerprinting: Fingerprinting,
         judging: Judging | None = None,
         words: Words | None = None,
+        compared: ComparisonRecords | None = None,
     ) -> None:
         self._words = words
+        self._compared = compared
         self._bus = bus
         self._records = records
         self._embedding = embedding
@@ -129,12 +132,18 @@ class SignalGrouping:
         for message in batch:  # the bus hands in one project at a time; to decide a project at a time is what counts
             by_project[message.project].append(message)
         for project, messages in by_project.items():
-            async with self._locks.of(project), _Batch(self, [message.payload for message in messages]) as work:
-                for part in work.parts():
-                    grouped = await work.decide(part)
-                    await work.store()
-                    work.led(project, await self._fingerprinting.save(project))
-                    await self._publish(grouped, messages[part.start : part.stop])
+            async with self._locks.of(project):
+                await self._group(project, messages)
+                if self._compared is not None:
+                    await self._compared.add(project, self._judging.comparison.take(project))
+
+    async def _group(self, project: str, messages: Sequence[Received[Signal]]) -> None:
+        async with _Batch(self, [message.payload for message in messages]) as work:
+            for part in work.parts():
+                grouped = await work.decide(part)
+                await work.store()
+                work.led(project, await self._fingerprinting.save(project))
+                await self._publish(grouped, messages[part.start : part.stop])
 
     async def _publish(self, grouped: Sequence[Grouped], batch: Sequence[Received[Signal]]) -> None:
         now = self._clock.now()

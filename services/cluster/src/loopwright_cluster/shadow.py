@@ -2,50 +2,47 @@
 
 from __future__ import annotations
 
-from loopwright_common.contracts.queries import ShadowAnswer, ShadowDifference, ShadowQuery
+from loopwright_common.clock import Clock
+from loopwright_common.contracts.queries import ShadowAnswer, ShadowQuery
 
-from loopwright_cluster.domain import Decision
+from loopwright_cluster.comparison_records import ComparisonRecords
 from loopwright_cluster.handlers import BEFORE_EVERYTHING
-from loopwright_cluster.judging import Judging
 from loopwright_cluster.records import Records
-
-REASON_MAX = 2_048
 
 
 class Shadow:
-    """Reads what ``judging`` has compared in this process; a report is named as it is now, merges followed."""
+    """Reads what was compared, in whichever process; a report is named as it is now, merges followed. ``compared`` None: none runs."""
 
-    def __init__(self, judging: Judging, records: Records) -> None:
-        self._judging = judging
+    def __init__(self, version: str, records: Records, clock: Clock, compared: ComparisonRecords | None) -> None:
+        self._version = version
         self._records = records
+        self._clock = clock
+        self._compared = compared
 
     async def answer(self, query: ShadowQuery) -> ShadowAnswer:
         """The counts of a project and its newest differences, newest first."""
-        comparison = self._judging.comparison
-        compared = comparison.of(query.project)
+        if self._compared is None:
+            return ShadowAnswer(version=self._version, since=self._clock.now())
+        kept = await self._compared.of(query.project)
+        differences = [
+            item.model_copy(
+                update={
+                    "report_id": await self._now(query.project, item.report_id),
+                    "shadow_report_id": await self._now(query.project, item.shadow_report_id),
+                }
+            )
+            for item in kept.differences
+        ]
         return ShadowAnswer(
-            version=self._judging.version,
-            shadow=self._judging.shadow or "",
-            since=comparison.since,
-            agreed=compared.agreed,
-            differed=compared.differed,
-            differences=tuple(
-                [
-                    ShadowDifference(
-                        signal_id=item.newcomer.signal_id,
-                        title=item.newcomer.title[:512],
-                        report_id=await self._now(query.project, item.decided),
-                        reason=item.decided.reason[:REASON_MAX],
-                        shadow_report_id=await self._now(query.project, item.shadow),
-                        shadow_reason=item.shadow.reason[:REASON_MAX],
-                        at=item.at,
-                    )
-                    for item in reversed(compared.differences)
-                ]
-            ),
+            version=kept.version,
+            shadow=kept.shadow,
+            since=kept.since,
+            agreed=kept.agreed,
+            differed=kept.differed,
+            differences=tuple(differences),
         )
 
-    async def _now(self, project: str, decision: Decision) -> str | None:
-        if decision.report_id is None:
+    async def _now(self, project: str, report_id: str | None) -> str | None:
+        if report_id is None:
             return None
-        return (await self._records.place(project, decision.report_id, BEFORE_EVERYTHING, "")).report_id
+        return (await self._records.place(project, report_id, BEFORE_EVERYTHING, "")).report_id
