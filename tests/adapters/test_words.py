@@ -520,6 +520,38 @@ async def test_only_a_word_about_the_report_that_stands_can_be_taken_back(desk: 
         await desk.people.undo("r1", ROBIN, undo.command_id)
 
 
+async def test_a_report_that_gets_signals_after_all_had_left_it_has_their_times_and_services(desk: Desk, fresh: Desk) -> None:
+    early, late = desk.clock.now() - timedelta(days=3), desk.clock.now() + timedelta(days=3)
+    facts = [
+        desk.fact("old", "f1", "r1", occurred_at=early, service="billing"),
+        desk.fact("far", "f1", "r1", occurred_at=late, service="billing"),
+        desk.fact("here", "f2", "r2", service="shop"),
+        desk.fact("there", "f3", "r3", service="search"),
+    ]
+    for fact in facts:
+        await desk.tell(fact)
+    await desk.say("r1", "move", "r2", [], ["f1"])  # nothing is left on r1
+    await desk.say("r3", "merge_into", "r1")
+    await same_as_fresh(desk, fresh, facts)
+    report = await desk.report("r1")
+    assert (report.first_seen, report.last_seen, report.services) == (*[facts[3].signal.occurred_at] * 2, ["search"])
+
+    await desk.say("r1", "move", "r2", [], ["f3"])
+    await desk.come("since", "f2", service="mail")
+    await desk.say("r2", "move", "r1", [], ["f2"])
+    assert (await desk.report("r1")).services == ["mail", "shop"]
+
+
+async def test_a_report_that_a_merge_gives_back_has_the_services_of_what_it_gets(desk: Desk) -> None:
+    for id, fingerprint, report, service in (("a", "f1", "r1", "shop"), ("b", "f2", "r1", "search"), ("c", "f3", "r2", "mail")):
+        await desk.come(id, fingerprint, report, service=service)
+    merge = await desk.say("r1", "merge_into", "r2")
+    await desk.say("r2", "split", [], ["f2"])
+    await desk.say("r2", "undo", merge.command_id)
+    assert (await desk.report("r1")).services == ["shop"]
+    assert (await desk.report("r2")).services == ["mail"]
+
+
 async def test_what_is_not_on_the_report_is_refused_at_once(desk: Desk) -> None:
     await two_reports(desk)
     with pytest.raises(Refused, match="signals s2 are not on report r1"):

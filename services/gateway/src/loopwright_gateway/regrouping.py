@@ -138,7 +138,7 @@ class Regrouping:
             last_seen=source.last_seen if source.signal_count else None,
         )  # fmt: skip
         source.people_count, target.people_count = await unit.carry(word.command_id, source.id, target.id, everything=True)
-        add(target, everything)
+        add(target, everything, first=target.signal_count == 0)
         subtract(source, everything)
         source.weight = 0.0  # not what rounding leaves of it
         source.merged_into = target.id
@@ -275,9 +275,10 @@ def _opened(fact: ReportsRegrouped, source: Report, carried: Carried, now: datet
 
 
 def add(report: Report, carried: Carried, *, first: bool = False) -> None:
-    """Adds to a report what moved signals amount to; ``first`` where it had none, and its times are theirs."""
+    """Adds to a report what moved signals amount to; ``first`` where it counted none, and its times are theirs."""
+    services = report.services if report.kinds else []  # a report that was merged away still names what it had
+    report.services = sorted({*services, *carried.services})[:SERVICES_MAX]
     _change(report, carried, 1)
-    report.services = sorted({*report.services, *carried.services})[:SERVICES_MAX]
     if carried.first_seen is not None and carried.last_seen is not None:
         report.first_seen = carried.first_seen if first else min(report.first_seen, carried.first_seen)
         report.last_seen = carried.last_seen if first else max(report.last_seen, carried.last_seen)
