@@ -187,6 +187,15 @@ async def test_what_occurred_before_the_fix_was_measured_still_belongs_to_the_ol
     assert straggler.report_id == old.report_id
 
 
+async def test_a_problem_that_comes_back_after_each_of_forty_fixes_opens_a_report_each_time(flow, crash):
+    (fact,) = await flow.take(crash("s0"))
+    for number in range(1, 41):
+        await flow.transition(fact.report_id, "held", at=flow.clock.now() + timedelta(hours=number))
+        (again,) = await flow.take(later(crash(f"s{number}"), hours=number + 1.5))
+        assert (again.decision.rule, again.recurrence_of) == ("recurrence", fact.report_id), number
+        fact = again
+
+
 async def test_a_recurrence_delivered_again_gives_the_same_report_and_link(flow, crash):
     (old,) = await flow.take(crash("s1"))
     await flow.transition(old.report_id, "dismissed", dismiss_reason="fixed", at=flow.clock.now())

@@ -1,6 +1,7 @@
 """People have the last word: what each word does, what takes it back, and what no later decision undoes."""
 
 import asyncio
+import itertools
 
 import pytest
 from loopwright_cluster.evaluation import Evaluation
@@ -207,6 +208,20 @@ async def test_an_undo_can_be_neither_undone_nor_said_twice(flow, apart):
     await flow.command("undo", a.report_id, undoes="c1", id="c2")
     assert "already, by command c2" in (await flow.command("undo", a.report_id, undoes="c1", id="c3")).refused
     assert "itself an undo" in (await flow.command("undo", a.report_id, undoes="c2", id="c4")).refused
+
+async def test_a_report_that_is_merged_into_the_next_one_again_and_again_is_followed_and_taken_back_in_the_middle(flow, apart):
+    names = [f"place{chr(97 + number // 26)}{chr(97 + number % 26)}" for number in range(45)]
+    facts = [fact for number, name in enumerate(names) for fact in await flow.take(apart(f"s{number}", name))]
+    reports = [fact.report_id for fact in facts]
+    assert len(set(reports)) == 45
+    for number, (gone, stays) in enumerate(itertools.pairwise(reports)):
+        merged = await flow.command("merge", stays, id=f"m{number}", other_report_id=gone)
+        assert (merged.refused, merged.from_report_id, merged.report_id) == ("", gone, stays)
+    assert await places(flow, apart("t1", names[0])) == [reports[-1]]
+    undone = await flow.command("undo", reports[-1], id="u", undoes="m40")
+    assert set(undone.fingerprints) == {key(fact) for fact in facts[:41]}
+    assert await places(flow, apart("t2", names[0]), apart("t3", names[41])) == [reports[40], reports[-1]]
+
 
 
 async def test_reports_that_are_one_cannot_be_kept_apart_before_they_are_split(flow, apart):

@@ -12,7 +12,9 @@ import numpy as np
 import numpy.typing as npt
 from loopwright_common.identifiers import derived_id
 
-REPORT_CHAIN_MAX = 32  # merged_into and successor links that are followed; a longer chain is a mistake, not a history
+# merged_into and successor links that are followed. A problem that comes back every week for years, or a report that is merged into the
+# next one each time, has hundreds; what is longer is a mistake, not a history.
+REPORT_CHAIN_MAX = 1_024
 
 
 @dataclass(frozen=True)

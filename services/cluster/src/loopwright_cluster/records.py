@@ -35,7 +35,7 @@ REPORTS_BUCKET = "cluster_reports"  # <project>.<report id> -> ReportRecord
 REMEMBERED_MAX = 100_000  # per bucket, about 300 bytes each; the least recently used are forgotten and read again when asked for
 WATCH_RETRY_SECONDS = 1.0
 READS_AT_ONCE = 32  # as many as hide the round trip
-REPORT_LINE_MAX = 256  # reports that one leads to; more is a mistake, not a history
+REPORT_LINE_MAX = REPORT_CHAIN_MAX  # reports that one leads to
 
 # A person has put these away: more of the same is counted there, but nothing else may be drawn in.
 QUIET_STATES = frozenset({ReportState.DISMISSED, ReportState.SUPPRESSED})

@@ -173,9 +173,11 @@ class Regrouping:
     async def _unmerge(self, command: GroupCommand, word: WordRecord) -> WordRecord:
         """Everything that came by the link goes back; what has joined since was decided for the report that stays, and stays."""
         project = command.project
-        returning = []
+        returning, came_by_it = [], dict[str, bool]()
         for fingerprint, pointer in (await self._records.fingerprints_of(project)).items():
-            if word.source in await self._records.merged(project, pointer.report_id):
+            if pointer.report_id not in came_by_it:  # many fingerprints, few reports, and each may have a history of merges
+                came_by_it[pointer.report_id] = word.source in await self._records.merged(project, pointer.report_id)
+            if came_by_it[pointer.report_id]:
                 returning.append(fingerprint)
         if len(returning) > FINGERPRINTS_PER_FACT_MAX:
             raise Refused(f"{len(returning)} fingerprints would go back; at most {FINGERPRINTS_PER_FACT_MAX} can: split them off instead")

@@ -21,7 +21,7 @@ from loopwright_gateway.life import POLICY
 from loopwright_gateway.ports import ProjectOf, Store, Unit
 from loopwright_gateway.records import Carried, FingerprintMove, Report, WordRecord
 
-MERGE_HOPS_MAX = 20
+MERGE_HOPS_MAX = 1_024  # as many as the grouping follows
 SERVICES_MAX = 32
 SPOKEN = {"merge": "The merge", "split": "The split", "move": "The move", "never_together": "“Never together”", "undo": "The undo"}
 
