@@ -40,6 +40,7 @@ class Cluster:
         self.pointers: dict[str, str] = {}
         self.links: dict[str, str] = {}
         self.words: dict[str, tuple[ReportsRegrouped, dict[str, str]]] = {}
+        self.undone: set[str] = set()
 
     def now(self, report: str) -> str:
         while report in self.links:
@@ -69,15 +70,18 @@ class Cluster:
             signal_ids, fingerprints = command.signal_ids, tuple(came_from)  # type: ignore[assignment]
         elif command.action == "undo":
             said, origins = self.words[command.undoes or ""]
+            self.undone.add(said.command_id)
             source, target = self.now(said.report_id), said.from_report_id
             if said.action == "merge":
                 back = tuple(name for name, home in self.pointers.items() if target in self.led_to(home))
                 del self.links[target]
                 fingerprints = back  # type: ignore[assignment]
             else:
-                back = tuple(name for name in origins if self.pointers[name] == said.report_id)
+                later = list(self.words)[list(self.words).index(said.command_id) + 1 :]
+                moved_on = {name for command in later if command not in self.undone for name in self.words[command][1]}
+                back = tuple(name for name in origins if self.pointers[name] == said.report_id and name not in moved_on)
                 target = self.now(target)
-                self.pointers |= {name: origins[name] for name in back}
+                self.pointers |= {name: origins[name] if self.now(origins[name]) == target else target for name in back}
                 fingerprints = back  # type: ignore[assignment]
         fact = ReportsRegrouped(
             project="shop", command_id=command.command_id, action=command.action, report_id=target, from_report_id=source,
@@ -138,6 +142,11 @@ class Desk(Gateway):
         async with self.store.reading.connect() as connection:
             rows = await connection.execute(select(t.signals_seen.c.signal_id, t.signals_seen.c.report_id))
             return {row[0]: row[1] for row in rows}
+
+    async def names(self) -> list[str]:
+        """The reports that were not merged away."""
+        async with self.store.reading.connect() as connection:
+            return sorted((await connection.execute(select(t.reports.c.id).where(t.reports.c.merged_into.is_(None)))).scalars())
 
     async def picture(self) -> dict[str, Any]:
         """Report -> all that its signals amount to, of reports with signals."""
@@ -276,10 +285,8 @@ async def test_words_taken_back_in_any_order_leave_reports_that_hold_what_their_
         facts.append(varied(dice, desk, number, f"f{number % 6}", f"r{number % 6}"))
         await desk.tell(facts[-1])
     for number in range(18, 34):
-        places = await desk.places()
-        reports = sorted(set(places.values()))
-        report = dice.choice(reports)
-        others = [name for name in reports if name != report]
+        report = dice.choice(sorted(set((await desk.places()).values())))
+        others = [name for name in await desk.names() if name != report]  # some of which nothing is left in
         shown, _ = await desk.inbox.fingerprints(report, None, 100)
         action = dice.choice(["merge_into", "split", "move", "undo"])
         if action == "undo" and standing:
@@ -292,10 +299,19 @@ async def test_words_taken_back_in_any_order_leave_reports_that_hold_what_their_
             standing.append((await desk.say(report, action, dice.choice(others), *arguments)).command_id)
         facts.append(varied(dice, desk, number, f"f{dice.randrange(6)}", ""))
         await desk.tell(facts[-1])
+        await together(desk, facts, f"seed {seed}, step {number}")
     dice.shuffle(standing)
     for command in standing:
         await desk.say(desk.cluster.words[command][0].from_report_id, "undo", command)
+        await together(desk, facts, f"seed {seed}, undo of {command}")
     await same_as_fresh(desk, fresh, facts)
+
+
+async def together(desk: Desk, facts: list[GroupUpdated], when: str) -> None:
+    """No signal stays behind: all are where new ones with their fingerprint go."""
+    cluster = desk.cluster
+    wanted = {fact.signal.id: cluster.now(cluster.pointers[fact.decision.fingerprint]) for fact in facts}
+    assert await desk.places() == wanted, when
 
 
 def replayed(log: list[tuple[str, Any]]) -> dict[str, str]:
@@ -550,6 +566,31 @@ async def test_a_report_that_a_merge_gives_back_has_the_services_of_what_it_gets
     await desk.say("r2", "undo", merge.command_id)
     assert (await desk.report("r1")).services == ["shop"]
     assert (await desk.report("r2")).services == ["mail"]
+
+
+async def test_signals_stay_with_their_fingerprint_when_a_split_and_the_merge_that_brought_it_back_are_undone(desk: Desk) -> None:
+    """In the order in which they were said: then the fingerprint stays where it was split from, and so do its signals."""
+    await two_reports(desk)
+    split = await desk.say("r1", "split", [], ["f1"])
+    merge = await desk.say(split.report_id, "merge_into", "r1")
+    await desk.say("r1", "undo", split.command_id)
+    await desk.come("since", "f1")
+    await desk.say("r1", "undo", merge.command_id)
+    await desk.come("last", "f1")
+    places = await desk.places()
+    assert {places[name] for name in ("s0", "s3", "s6", "since", "last")} == {"r1"}
+    await desk.check_empty()
+
+
+async def test_signals_told_late_of_a_report_with_a_long_history_of_merges_come_to_where_it_is_now(desk: Desk) -> None:
+    for number in range(26):
+        await desk.come(f"s{number}", f"f{number}", f"r{number}")
+    late = desk.fact("late", "f0")
+    for number in range(25):
+        await desk.say(f"r{number}", "merge_into", f"r{number + 1}")
+    await desk.tell(late)
+    assert (await desk.places())["late"] == "r25"
+    await desk.check_empty()
 
 
 async def test_what_is_not_on_the_report_is_refused_at_once(desk: Desk) -> None:

@@ -124,6 +124,33 @@ async def test_an_undo_leaves_what_a_later_word_has_moved_on(flow, way, apart):
     assert await places(flow, way("s4"), way("s5", "wishlist")) == [one.report_id, third.report_id]
 
 
+async def test_an_undo_leaves_what_a_later_word_has_put_back_where_the_undone_one_had(flow, way, apart):
+    one, second, third = await flow.take(apart("s1", "checkout"), apart("s2", "search"), apart("s3", "login"))
+    a, b, c = one.report_id, second.report_id, third.report_id
+    await flow.command("move", a, id="c1", other_report_id=b, fingerprints=(key(one),))
+    await flow.command("move", b, id="c2", other_report_id=c, fingerprints=(key(one),))
+    await flow.command("move", c, id="c3", other_report_id=b, fingerprints=(key(one),))
+    undone = await flow.command("undo", a, id="c4", undoes="c1")
+    assert undone.fingerprints == ()
+    assert await places(flow, apart("s4", "checkout")) == [b]
+    await flow.restart()
+    await flow.command("undo", c, id="c5", undoes="c3")
+    assert await places(flow, apart("s5", "checkout")) == [c]
+    await flow.command("undo", b, id="c6", undoes="c2")
+    assert await places(flow, apart("s6", "checkout")) == [b]
+
+
+async def test_a_split_that_is_undone_after_a_merge_brought_it_back_names_what_stays_when_the_merge_is_undone_too(flow, way):
+    one, same = await flow.take(way("s1"), way("s2", "wishlist"))
+    split = await flow.command("split", one.report_id, fingerprints=(key(same),))
+    await flow.command("merge", one.report_id, id="c2", other_report_id=split.report_id)
+    undone = await flow.command("undo", one.report_id, id="c3", undoes="c1")
+    assert (undone.report_id, undone.from_report_id, undone.fingerprints) == (one.report_id, one.report_id, (key(same),))
+    apart = await flow.command("undo", one.report_id, id="c4", undoes="c2")
+    assert (apart.report_id, apart.fingerprints) == (split.report_id, ())
+    assert await places(flow, way("s3", "wishlist")) == [one.report_id]
+
+
 async def test_a_split_of_signals_alone_moves_no_fingerprint_and_names_its_report_by_the_command(flow, way):
     (one,) = await flow.take(way("s1"))
     fact = await flow.command("split", one.report_id, signal_ids=("s1",))
@@ -182,6 +209,20 @@ async def test_merging_a_split_off_report_back_wins_over_the_split_until_it_is_u
     assert await places(flow, way("s4", "wishlist")) == [split.report_id]
 
 
+async def test_a_report_that_is_merged_into_the_next_one_again_and_again_is_followed_and_taken_back_in_the_middle(flow, apart):
+    names = [f"place{chr(97 + number // 26)}{chr(97 + number % 26)}" for number in range(45)]
+    facts = [fact for number, name in enumerate(names) for fact in await flow.take(apart(f"s{number}", name))]
+    reports = [fact.report_id for fact in facts]
+    assert len(set(reports)) == 45
+    for number, (gone, stays) in enumerate(itertools.pairwise(reports)):
+        merged = await flow.command("merge", stays, id=f"m{number}", other_report_id=gone)
+        assert (merged.refused, merged.from_report_id, merged.report_id) == ("", gone, stays)
+    assert await places(flow, apart("t1", names[0])) == [reports[-1]]
+    undone = await flow.command("undo", reports[-1], id="u", undoes="m40")
+    assert set(undone.fingerprints) == {key(fact) for fact in facts[:41]}
+    assert await places(flow, apart("t2", names[0]), apart("t3", names[41])) == [reports[40], reports[-1]]
+
+
 @pytest.mark.parametrize(
     ("action", "fields", "why"),
     [
@@ -208,20 +249,6 @@ async def test_an_undo_can_be_neither_undone_nor_said_twice(flow, apart):
     await flow.command("undo", a.report_id, undoes="c1", id="c2")
     assert "already, by command c2" in (await flow.command("undo", a.report_id, undoes="c1", id="c3")).refused
     assert "itself an undo" in (await flow.command("undo", a.report_id, undoes="c2", id="c4")).refused
-
-async def test_a_report_that_is_merged_into_the_next_one_again_and_again_is_followed_and_taken_back_in_the_middle(flow, apart):
-    names = [f"place{chr(97 + number // 26)}{chr(97 + number % 26)}" for number in range(45)]
-    facts = [fact for number, name in enumerate(names) for fact in await flow.take(apart(f"s{number}", name))]
-    reports = [fact.report_id for fact in facts]
-    assert len(set(reports)) == 45
-    for number, (gone, stays) in enumerate(itertools.pairwise(reports)):
-        merged = await flow.command("merge", stays, id=f"m{number}", other_report_id=gone)
-        assert (merged.refused, merged.from_report_id, merged.report_id) == ("", gone, stays)
-    assert await places(flow, apart("t1", names[0])) == [reports[-1]]
-    undone = await flow.command("undo", reports[-1], id="u", undoes="m40")
-    assert set(undone.fingerprints) == {key(fact) for fact in facts[:41]}
-    assert await places(flow, apart("t2", names[0]), apart("t3", names[41])) == [reports[40], reports[-1]]
-
 
 
 async def test_reports_that_are_one_cannot_be_kept_apart_before_they_are_split(flow, apart):

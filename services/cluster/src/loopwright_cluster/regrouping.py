@@ -163,12 +163,18 @@ class Regrouping:
         moved: dict[str, Moved] = {}
         for fingerprint, was in word.moved.items():
             pointer = await self._records.pointer(project, fingerprint)
-            if pointer is not None and pointer.report_id == was.goes_to:  # a later word has not moved it on
+            if pointer is not None and pointer.report_id == was.goes_to and not self._moved_later(word, fingerprint):
                 # Where its report was a part of the one that was left and no longer is, all go to one place: so the fact can say which.
                 same = await self._now(project, was.came_from) == returns
                 home, counted_in = (was.came_from, was.was_counted_in) if same else (returns, returns)
                 moved[fingerprint] = Moved(came_from=was.goes_to, goes_to=home, was_counted_in=was.is_counted_in, is_counted_in=counted_in)
         return _word(command, there, returns, moved=moved)
+
+    def _moved_later(self, word: WordRecord, fingerprint: str) -> bool:
+        """Whether a later word that holds moved the fingerprint too: be it to where this one had put it, the newest word wins."""
+        said = self._words.constraints(word.project)
+        others = said.apart.get(fingerprint, ()) if said is not None else ()
+        return any((other.at, other.command_id) > (word.at, word.command_id) for _, other in others)
 
     async def _unmerge(self, command: GroupCommand, word: WordRecord) -> WordRecord:
         """Everything that came by the link goes back; what has joined since was decided for the report that stays, and stays."""
@@ -274,8 +280,8 @@ def _fact(command: GroupCommand, word: WordRecord) -> ReportsRegrouped:
         report_id=word.target,
         from_report_id=word.source,
         signal_ids=None if word.action == "merge" else command.signal_ids if moves and not word.refused else (),
-        # An undo of what a merge has brought together since leaves everything where it is.
-        fingerprints=(tuple(word.moved) or word.returning) if word.target != word.source else (),
+        # Also where a merge has brought the two together since: then all stays where it is until that merge is undone.
+        fingerprints=tuple(word.moved) or word.returning,
         undoes=word.undoes,
         refused=word.refused,
         actor=word.actor,

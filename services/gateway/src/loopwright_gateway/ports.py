@@ -79,7 +79,15 @@ class Unit(Protocol):
         signal_ids: Sequence[str] | None,
     ) -> None: ...
     async def mark_back(
-        self, command_id: str, undoes: str, source_id: str, target_id: str, at: datetime, *, fingerprints: Sequence[str]
+        self,
+        command_id: str,
+        undoes: str,
+        project: str,
+        source_id: str,
+        target_id: str,
+        at: datetime,
+        *,
+        fingerprints: Sequence[str],
     ) -> None: ...
     async def carried(self, command_id: str) -> Carried: ...
     async def carry(self, command_id: str, source_id: str, target_id: str, *, everything: bool) -> tuple[int, int]: ...

@@ -178,12 +178,20 @@ class WordStatements:
             await self._mark(command_id, source_id, target_id, at, literal(True), and_(here, SEEN.signal_id.in_(named)))
 
     async def mark_back(
-        self, command_id: str, undoes: str, source_id: str, target_id: str, at: datetime, *, fingerprints: Sequence[str]
+        self,
+        command_id: str,
+        undoes: str,
+        project: str,
+        source_id: str,
+        target_id: str,
+        at: datetime,
+        *,
+        fingerprints: Sequence[str],
     ) -> None:
         """Writes down which signals of ``source`` go back when ``undoes`` is taken back.
 
         Those that it moved and no later word did, and those of the fingerprints that came since, but for those that another word put
-        here alone.
+        here alone. What it moved with a fingerprint that was led elsewhere since, and does not return now, stays with its fingerprint.
         """
         here = SEEN.report_id == source_id
         mine = t.signal_moves.alias()
@@ -193,7 +201,12 @@ class WordStatements:
             t.words.c.action.in_(("split", "move")),
             MOVES.at >= select(func.max(mine.c.at)).where(mine.c.command_id == undoes).scalar_subquery(),
         )
-        await self._mark(command_id, source_id, target_id, at, literal(True), and_(here, its.exists(), ~later))
+        led = t.fingerprint_moves.alias()
+        of_its = and_(led.c.fingerprint == SEEN.fingerprint, led.c.project == project)
+        led_elsewhere = its.where(~mine.c.alone, of_its, led.c.at >= mine.c.at, led.c.command_id != undoes)
+        returns = select(led.c.command_id).where(of_its, led.c.command_id == command_id)
+        stays = or_(later, and_(led_elsewhere.exists(), ~returns.exists()))
+        await self._mark(command_id, source_id, target_id, at, literal(True), and_(here, its.exists(), ~stays))
         by_another = _moved_by(MOVES.command_id != undoes, MOVES.alone)
         for some in chunks(fingerprints):
             those = and_(here, SEEN.fingerprint.in_(some), ~by_another, ~its.exists())
