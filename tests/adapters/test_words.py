@@ -599,10 +599,20 @@ async def test_what_is_not_on_the_report_is_refused_at_once(desk: Desk) -> None:
         await desk.people.split("r1", ROBIN, ["s0", "s2"], [])
     with pytest.raises(Refused, match="fingerprint f2 has no signal on report r1"):
         await desk.people.move("r1", ROBIN, "r2", [], ["f2"])
-    for other in ("r1", "nowhere"):
-        with pytest.raises(Refused, match="is not one of project shop"):
+    for other, why in (("r1", "it is this one"), ("nowhere", "there is no such report")):
+        with pytest.raises(Refused, match=f"is not one of project shop that signals of this can be moved to: {why}"):
             await desk.people.move("r1", ROBIN, other, ["s0"], [])
     assert await desk.sent(s.COMMANDS_GROUPS) == []
+
+
+async def test_a_report_that_cannot_be_merged_into_is_refused_with_why_and_what_to_name_instead(desk: Desk) -> None:
+    await two_reports(desk)
+    await desk.come("third", "f3", "r3")
+    await desk.give(s.GROUPS_UPDATED, desk.group("bank", "r9").model_copy(update={"project": "bank"}))
+    await desk.say("r2", "merge_into", "r3")
+    for other, why in (("r2", "it was merged into report r3: name that one"), ("r9", "it is one of project bank")):
+        with pytest.raises(Refused, match=f"that this can be merged into: {why}"):
+            await desk.people.merge_into("r1", ROBIN, other)
 
 
 async def test_explain_shows_each_signal_with_its_reason_and_who_moved_it(desk: Desk) -> None:

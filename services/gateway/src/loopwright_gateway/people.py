@@ -185,9 +185,16 @@ class People:
 
     async def _other(self, unit: Unit, report: Report, other_id: str, purpose: str) -> Report:
         other = await unit.report(other_id)
-        if other is None or other.project != report.project or other.id == report.id or other.state is ReportState.MERGED_INTO:
-            raise Refused(f"report {other_id} is not one of project {report.project} that {purpose}")
-        return other
+        why = "there is no such report"
+        if other is not None:
+            if other.id != report.id and other.project == report.project and other.state is not ReportState.MERGED_INTO:
+                return other
+            why = f"it was merged into report {other.merged_into}: name that one"
+            if other.id == report.id:
+                why = "it is this one"
+            elif other.project != report.project:
+                why = f"it is one of project {other.project}"
+        raise Refused(f"report {other_id} is not one of project {report.project} that {purpose}: {why}")
 
     async def _leaving(
         self, unit: Unit, report: Report, signal_ids: Sequence[str], fingerprints: Sequence[str]
