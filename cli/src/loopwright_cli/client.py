@@ -62,6 +62,8 @@ class Api:
             response = self._client.request(method, path, **more)
         except httpx.HTTPError as error:
             raise ApiFailed(0, f"{self.base_url} does not answer ({type(error).__name__}). Is `loopwright up` running?") from error
+        except (httpx.InvalidURL, UnicodeError) as error:  # of an id with a line break, or bytes that are no text
+            raise ApiFailed(422, f"{self.base_url}{path} is not an address: {error}") from error
         if response.status_code < 400:
             return response
         try:

@@ -51,13 +51,17 @@ def explain_report(
     output: As = Output.TABLE,
 ) -> None:
     """Why each of its signals is there, newest first: the rule or the nearest neighbours with their figures, or who put it there."""
+    client = api(url, token, data)
     try:
-        items = list(api(url, token, data).pages(f"/v1/reports/{report_id}/explain", limit, fingerprint=fingerprint))
+        items = list(client.pages(f"/v1/reports/{report_id}/explain", limit, fingerprint=fingerprint))
+        nothing = "" if items or output is Output.JSON else _nothing(client, report_id, fingerprint)
     except ApiFailed as error:
         raise fail(error) from error
     if output is Output.JSON:
         show(items, output)
         return
+    if nothing:
+        console.print(nothing)
     for item in items:
         tell_explanation(console, item)
 
@@ -71,10 +75,15 @@ def list_fingerprints(
     output: As = Output.TABLE,
 ) -> None:
     """What a report is made of: one line a fingerprint. These are what split and move take."""
+    client = api(url, token, data)
     try:
-        items = list(api(url, token, data).pages(f"/v1/reports/{report_id}/fingerprints", limit))
+        items = list(client.pages(f"/v1/reports/{report_id}/fingerprints", limit))
+        nothing = "" if items or output is Output.JSON else _nothing(client, report_id)
     except ApiFailed as error:
         raise fail(error) from error
+    if nothing:
+        console.print(nothing)
+        return
     columns = {"fingerprint": "fingerprint", "signals": "signals", "kind": "kind", "title": "title", "rule": "rule", "reason": "reason"}
     show(items, output, columns | {"first seen": "first_seen", "last seen": "last_seen"})
 
@@ -174,6 +183,14 @@ def _named(signal_ids: list[str] | None, fingerprints: list[str] | None) -> dict
         errors.print("[red]✗[/] say what leaves: --signal or --fingerprint (`loopwright reports fingerprints` lists them)")
         raise typer.Exit(2)
     return {name: value for name, value in (("signal_ids", signal_ids), ("fingerprints", fingerprints)) if value}
+
+
+def _nothing(client: Api, report_id: str, fingerprint: str = "") -> str:
+    """Why there is nothing to tell of a report's signals."""
+    merged_into = client.get(f"/v1/reports/{report_id}")["merged_into"]
+    if merged_into:
+        return f"{plain(report_id)} was merged into {plain(merged_into)}, and its signals are there"
+    return f"no signal of fingerprint {plain(fingerprint)} is on it" if fingerprint else "no signal is on it"
 
 
 def _words(client: Api, report_id: str) -> list[dict[str, Any]]:

@@ -108,6 +108,34 @@ def test_a_split_that_names_nothing_asks_nothing(server: Server, loopwright: Run
     assert server.asked == []
 
 
+@pytest.mark.parametrize(
+    ("arguments", "merged_into", "told"),
+    [
+        (["explain", "r1"], "r2", "r1 was merged into r2, and its signals are there"),
+        (["fingerprints", "r1"], "r2", "r1 was merged into r2, and its signals are there"),
+        (["explain", "r1"], None, "no signal is on it"),
+        (["explain", "r1", "--fingerprint", "f[b]9"], None, "no signal of fingerprint f[b]9 is on it"),
+    ],
+)
+def test_a_report_that_has_no_signals_says_why_and_where_they_are(
+    server: Server, loopwright: Run, arguments: list[str], merged_into: str | None, told: str
+) -> None:
+    server.answer("GET", f"/v1/reports/r1/{arguments[0]}", {"items": [], "next_cursor": None, "total": None})
+    server.answer("GET", "/v1/reports/r1", {"id": "r1", "merged_into": merged_into})
+    done = loopwright("reports", *arguments)
+    assert done.exit_code == 0, done.output
+    assert done.stdout.strip() == told
+    assert json.loads(loopwright("reports", *arguments, "-o", "json").stdout) == []
+
+
+@pytest.mark.parametrize("report", ["r1\nr2", "r1\x00", "r1\udcff"])
+def test_an_id_that_no_address_can_hold_is_called_wrongly_and_not_a_fault_of_the_program(loopwright: Run, report: str) -> None:
+    for arguments in (["words", report], ["explain", report], ["merge", report, "r2"]):
+        done = loopwright("reports", *arguments)
+        assert done.exit_code == 2, done.output
+        assert "is not an address" in done.stderr
+
+
 def test_words_are_told_with_who_why_and_what_came_of_them(server: Server, loopwright: Run) -> None:
     said = [
         word("c3", action="never_together", other_report_id="r4", state="refused", refusal="they are one by a merge", reason=""),
