@@ -593,6 +593,21 @@ async def test_signals_told_late_of_a_report_with_a_long_history_of_merges_come_
     await desk.check_empty()
 
 
+async def test_what_an_undo_took_out_of_a_merge_is_not_explained_by_that_merge(desk: Desk) -> None:
+    await two_reports(desk)
+    await desk.come("third", "f3", "r3")
+    split = await desk.say("r1", "split", [], ["f1"])
+    merge = await desk.say(split.report_id, "merge_into", "r3")
+    assert {item.moved.command_id for item in (await desk.inbox.explain("r3", "f1", None, 10))[0]} == {merge.command_id}
+    await desk.say("r1", "undo", split.command_id)
+    shown, _ = await desk.inbox.explain("r1", "f1", None, 10)
+    assert [item.moved for item in shown] == [None, None, None]
+    again = await desk.say("r1", "merge_into", "r3")
+    await desk.say("r3", "undo", merge.command_id)  # it had not moved what is there now
+    assert {item.moved.command_id for item in (await desk.inbox.explain("r3", "f1", None, 10))[0]} == {again.command_id}
+    await desk.check_empty()
+
+
 async def test_what_is_not_on_the_report_is_refused_at_once(desk: Desk) -> None:
     await two_reports(desk)
     with pytest.raises(Refused, match="signals s2 are not on report r1"):

@@ -231,7 +231,7 @@ class Regrouping:
             carried = await unit.carried(word.command_id)
             word.signals = carried.signals
             await self._carry(unit, word.command_id, source, target, carried)
-            await unit.forget_marks(word.command_id)
+            await unit.forget_marks(word.command_id, undone.command_id)
         if undone.action == "merge" and target.state is ReportState.MERGED_INTO:
             target.merged_into = None
             await wake(unit, target, self._project(target.project), said, now)

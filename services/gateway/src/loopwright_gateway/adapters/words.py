@@ -331,8 +331,18 @@ class WordStatements:
         )
         await self._connection.execute(self._insert(t.examples).from_select(columns, firsts).on_conflict_do_nothing())
 
-    async def forget_marks(self, command_id: str) -> None:
-        """What an undo moved back need not be remembered: an undo is not taken back."""
+    async def forget_marks(self, command_id: str, undoes: str) -> None:
+        """What an undo moved back need not be remembered: an undo is not taken back.
+
+        Nor where those signals went after the word that it undoes: they were never there, and no later undo may find them by it.
+        """
+        mine, led = t.signal_moves.alias(), t.fingerprint_moves.c
+        since = select(func.max(mine.c.at)).where(mine.c.command_id == undoes).scalar_subquery()
+        led_since = select(func.max(led.at)).where(led.command_id == undoes).scalar_subquery()
+        back = select(mine.c.signal_id).where(mine.c.command_id == command_id)
+        # None that a subquery reads is deleted with it: SQLite reads while it deletes.
+        later = and_(MOVES.command_id.not_in((command_id, undoes)), MOVES.at >= func.coalesce(since, led_since))
+        await self._connection.execute(delete(t.signal_moves).where(MOVES.signal_id.in_(back), later))
         await self._connection.execute(delete(t.signal_moves).where(MOVES.command_id == command_id))
 
     async def kept(self, report_id: str, signal_count: int) -> Kept:
