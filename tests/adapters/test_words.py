@@ -608,6 +608,35 @@ async def test_what_an_undo_took_out_of_a_merge_is_not_explained_by_that_merge(d
     await desk.check_empty()
 
 
+@pytest.mark.parametrize("action", ["move", "merge_into", "a signal on its way"])
+async def test_a_report_that_was_closed_for_having_no_signals_is_opened_by_what_comes(desk: Desk, action: str) -> None:
+    await two_reports(desk)
+    late = desk.fact("late", "new", "r2")  # grouped before the word, and told after it
+    await desk.say("r2", "move", "r1", [], ["f2"])
+    assert await desk.state("r2") == "dismissed"
+    if action == "move":
+        await desk.say("r1", "move", "r2", [], ["g1"])
+    elif action == "merge_into":
+        await desk.say("r1", "merge_into", "r2")
+    else:
+        await desk.tell(late)
+    report = await desk.report("r2")
+    assert report.signal_count
+    assert report.state.value == "gathering", report.state_reason
+    await desk.check_timeline("r2")
+
+
+@pytest.mark.parametrize("action", ["move", "split", "merge_into"])
+async def test_a_report_that_a_person_dismissed_stays_dismissed_when_its_signals_come_back(desk: Desk, action: str) -> None:
+    await two_reports(desk)
+    await desk.people.dismiss("r2", ROBIN, DismissReason.EXPECTED)
+    arguments = {"move": ["r1", [], ["f2"]], "split": [[], ["f2"]], "merge_into": ["r1"]}[action]
+    word = await desk.say("r2", action, *arguments)
+    await desk.say("r2", "undo", word.command_id)
+    assert (await desk.report("r2")).signal_count == 2
+    assert (await desk.state("r2")) == ("gathering" if action == "merge_into" else "dismissed")  # as after any merge that is undone
+
+
 async def test_what_is_not_on_the_report_is_refused_at_once(desk: Desk) -> None:
     await two_reports(desk)
     with pytest.raises(Refused, match="signals s2 are not on report r1"):

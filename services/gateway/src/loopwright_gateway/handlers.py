@@ -32,7 +32,7 @@ from loopwright_gateway.domain import FOLLOWS, IllegalTransition, state_after_in
 from loopwright_gateway.life import POLICY
 from loopwright_gateway.ports import ProjectOf, Store, Unit
 from loopwright_gateway.records import ChangeRecord, FirstDecision, Report, SeenSignal
-from loopwright_gateway.regrouping import SERVICES_MAX, Regrouping, resolve, routes, wake
+from loopwright_gateway.regrouping import SERVICES_MAX, Regrouping, reopen_if_emptied, resolve, routes, wake
 
 log = structlog.get_logger()
 
@@ -141,7 +141,8 @@ class Facts:
         return report
 
     async def _consider_waking(self, unit: Unit, report: Report, now: datetime) -> None:
-        """A snooze until N more signals ends with them."""
+        """A snooze until N more signals ends with them, and what was closed for having no signals with one that was still on its way."""
+        await reopen_if_emptied(unit, report, self._project(report.project), "a signal of it came after all", now)
         if report.state is ReportState.SNOOZED and report.snooze_signals is not None:
             came = report.signal_count - (report.snoozed_at_count or 0)
             if came >= report.snooze_signals:

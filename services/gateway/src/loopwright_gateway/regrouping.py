@@ -23,6 +23,8 @@ from loopwright_gateway.records import Carried, FingerprintMove, Report, WordRec
 
 MERGE_HOPS_MAX = 1_024  # as many as the grouping follows
 SERVICES_MAX = 32
+# Why a report was closed by itself; when a person dismisses one, the timeline begins with the reason that was chosen.
+EMPTIED = "All its signals went to report"
 SPOKEN = {"merge": "The merge", "split": "The split", "move": "The move", "never_together": "“Never together”", "undo": "The undo"}
 
 
@@ -43,6 +45,15 @@ async def wake(unit: Unit, report: Report, project: ProjectConfig, reason: str, 
     else:
         await life.transition(unit, report, ReportState.GATHERING, POLICY, reason, now)
         await life.consider_promotion(unit, report, project, now)
+
+
+async def reopen_if_emptied(unit: Unit, report: Report, project: ProjectConfig, reason: str, now: datetime) -> bool:
+    """Sets a report going again that was closed because nothing was left of it, and has signals. What a person dismissed stays so."""
+    closed = report.state is ReportState.DISMISSED and report.state_reason.startswith(EMPTIED)
+    if closed and report.signal_count:
+        await wake(unit, report, project, reason, now)
+        return True
+    return False
 
 
 async def routes(unit: Unit, facts: list[GroupUpdated]) -> dict[str, tuple[str, list[FingerprintMove]]]:
@@ -148,7 +159,7 @@ class Regrouping:
         await life.note(unit, target, "merged", fact.actor, came, now, cause)
         why = fact.reason or f"merged into report {target.id}"
         await life.transition(unit, source, ReportState.MERGED_INTO, fact.actor, why, now, cause, merged_into=target.id)
-        await life.consider_promotion(unit, target, self._project(target.project), now)
+        await self._go_on(unit, target, came, now)
 
     async def _take_out(self, unit: Unit, word: WordRecord, fact: ReportsRegrouped, now: datetime) -> None:
         source, target = await resolve(unit, fact.from_report_id), await resolve(unit, fact.report_id)
@@ -185,7 +196,7 @@ class Regrouping:
             came = f"{carried.signals} signals came from report {source.id}. {fact.reason}".strip()
             await life.note(unit, target, fact.action, fact.actor, came, now, cause)
         await self._close_when_empty(unit, source, target, fact.actor, now)
-        await self._go_on(unit, target, was_empty=False, reason="", now=now)
+        await self._go_on(unit, target, f"{carried.signals} signals came from report {source.id}", now)
 
     async def _carry(self, unit: Unit, command_id: str, source: Report, target: Report, carried: Carried) -> None:
         """Moves what is marked. Both reports are written."""
@@ -223,7 +234,6 @@ class Regrouping:
         if target is None:
             raise Retryable(f"report {fact.report_id} is not known yet")
         await unit.move_fingerprints(word.command_id, fact.project, fact.fingerprints, fact.from_report_id, fact.report_id, fact.at)
-        was_empty = target.signal_count == 0
         if source is not None and source.id != target.id:
             await unit.mark_back(
                 word.command_id, undone.command_id, fact.project, source.id, target.id, fact.at, fingerprints=fact.fingerprints
@@ -236,22 +246,21 @@ class Regrouping:
             target.merged_into = None
             await wake(unit, target, self._project(target.project), said, now)
         else:
-            await self._go_on(unit, target, was_empty=was_empty, reason=said, now=now)
+            await self._go_on(unit, target, said, now)
         if source is not None and source.id != target.id:
             await self._close_when_empty(unit, source, target, fact.actor, now)
 
-    async def _go_on(self, unit: Unit, report: Report, *, was_empty: bool, reason: str, now: datetime) -> None:
+    async def _go_on(self, unit: Unit, report: Report, reason: str, now: datetime) -> None:
         """What a report does that got signals: one that was closed for having none is opened again."""
-        if was_empty and report.signal_count and report.state is ReportState.DISMISSED:
-            await wake(unit, report, self._project(report.project), reason, now)
-        else:
-            await life.consider_promotion(unit, report, self._project(report.project), now)
+        project = self._project(report.project)
+        if not await reopen_if_emptied(unit, report, project, reason, now):
+            await life.consider_promotion(unit, report, project, now)
 
     async def _close_when_empty(self, unit: Unit, report: Report, other: Report, actor: str, now: datetime) -> None:
         """A report that nothing is left of is no work for anybody, unless a change of it is under way."""
         if report.signal_count or report.kinds or report.state in OPEN_WORK | QUIET:
             return
-        why = f"All its signals went to report {other.id}"
+        why = f"{EMPTIED} {other.id}"
         await life.transition(unit, report, ReportState.DISMISSED, actor, why, now, dismiss_reason=DismissReason.DUPLICATE)
 
 
