@@ -576,6 +576,8 @@ async def test_signals_stay_with_their_fingerprint_when_a_split_and_the_merge_th
     await desk.say("r1", "undo", split.command_id)
     await desk.come("since", "f1")
     await desk.say("r1", "undo", merge.command_id)
+    assert await desk.state(split.report_id) == "dismissed"  # it came back with nothing in it
+    await desk.check_timeline(split.report_id)
     await desk.come("last", "f1")
     places = await desk.places()
     assert {places[name] for name in ("s0", "s3", "s6", "since", "last")} == {"r1"}

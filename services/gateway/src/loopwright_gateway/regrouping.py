@@ -244,7 +244,11 @@ class Regrouping:
             await unit.forget_marks(word.command_id, undone.command_id)
         if undone.action == "merge" and target.state is ReportState.MERGED_INTO:
             target.merged_into = None
-            await wake(unit, target, self._project(target.project), said, now)
+            if target.signal_count or target.kinds or source is None:
+                await wake(unit, target, self._project(target.project), said, now)
+            else:  # all that was in it has gone elsewhere since: nothing to look into
+                await life.transition(unit, target, ReportState.GATHERING, fact.actor, said, now)
+                await self._close_when_empty(unit, target, source, fact.actor, now)
         else:
             await self._go_on(unit, target, said, now)
         if source is not None and source.id != target.id:
