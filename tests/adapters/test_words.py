@@ -639,6 +639,22 @@ async def test_a_report_that_a_person_dismissed_stays_dismissed_when_its_signals
     assert (await desk.state("r2")) == ("gathering" if action == "merge_into" else "dismissed")  # as after any merge that is undone
 
 
+async def test_what_is_told_of_a_report_that_a_merge_gave_back_before_that_is_heard_goes_back_with_it(desk: Desk) -> None:
+    await two_reports(desk)
+    merge = await desk.say("r2", "merge_into", "r1")
+    await desk.people.undo("r1", ROBIN, merge.command_id)
+    desk.command = (await desk.sent(s.COMMANDS_GROUPS))[-1]
+    undone = desk.answer()
+    desk.clock.advance(timedelta(minutes=1))
+    await desk.come("new", "f9", "r2")  # the first of its fingerprint, decided after the undo and told before it
+    assert (await desk.places())["new"] == "r1"
+    await desk.give(s.GROUPS_REGROUPED, undone, "undo")
+    assert (await desk.places())["new"] == "r2"
+    assert (await desk.report("r1")).signal_count == 5
+    assert (await desk.report("r2")).signal_count == 3
+    await desk.check_empty()
+
+
 async def test_what_is_not_on_the_report_is_refused_at_once(desk: Desk) -> None:
     await two_reports(desk)
     with pytest.raises(Refused, match="signals s2 are not on report r1"):

@@ -236,8 +236,9 @@ class Regrouping:
         await unit.move_fingerprints(word.command_id, fact.project, fact.fingerprints, fact.from_report_id, fact.report_id, fact.at)
         if source is not None and source.id != target.id:
             await unit.mark_back(
-                word.command_id, undone.command_id, fact.project, source.id, target.id, fact.at, fingerprints=fact.fingerprints
-            )
+                word.command_id, undone.command_id, fact.project, source.id, target.id, fact.at, fingerprints=fact.fingerprints,
+                merge=undone.action == "merge",
+            )  # fmt: skip
             carried = await unit.carried(word.command_id)
             word.signals = carried.signals
             await self._carry(unit, word.command_id, source, target, carried)

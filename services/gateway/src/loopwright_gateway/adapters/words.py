@@ -187,11 +187,13 @@ class WordStatements:
         at: datetime,
         *,
         fingerprints: Sequence[str],
+        merge: bool,
     ) -> None:
         """Writes down which signals of ``source`` go back when ``undoes`` is taken back.
 
         Those that it moved and no later word did, and those of the fingerprints that came since, but for those that another word put
         here alone. What it moved with a fingerprint that was led elsewhere since, and does not return now, stays with its fingerprint.
+        Of a merge, also those that were told of the report that returns and came before the undo was heard of here.
         """
         here = SEEN.report_id == source_id
         mine = t.signal_moves.alias()
@@ -207,6 +209,9 @@ class WordStatements:
         returns = select(led.c.command_id).where(of_its, led.c.command_id == command_id)
         stays = or_(later, and_(led_elsewhere.exists(), ~returns.exists()))
         await self._mark(command_id, source_id, target_id, at, literal(True), and_(here, its.exists(), ~stays))
+        if merge:
+            told_of_it = and_(here, SEEN.told_report_id == target_id, ~its.exists(), ~_moved_by(MOVES.command_id != undoes))
+            await self._mark(command_id, source_id, target_id, at, literal(False), told_of_it)
         by_another = _moved_by(MOVES.command_id != undoes, MOVES.alone)
         for some in chunks(fingerprints):
             those = and_(here, SEEN.fingerprint.in_(some), ~by_another, ~its.exists())
