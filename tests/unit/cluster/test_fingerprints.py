@@ -109,6 +109,20 @@ def test_an_alert_is_known_by_its_labels_but_not_by_where_it_fired(make_signal):
     assert alert() != alert(alertname="HighLatency")
 
 
+def test_alerts_of_one_rule_about_two_workloads_or_two_probed_pages_are_two_problems(make_signal):
+    def alert(**labels):
+        return key(make_signal(kind="alert", title="x", labels={"alertname": "KubePodNotReady", "namespace": "prod", **labels}))
+
+    assert alert(container="billing") != alert(container="mailer")
+    assert alert(pod="billing-66d5f9c7b4-kq9rt") != alert(pod="mailer-7d9f8c6b5d-x2lkq")
+    for one, other in (("billing-66d5f9c7b4-kq9rt", "billing-7c9d8f6b54-2lxkq"), ("agent-x2lkq", "agent-8zv4p"), ("redis-0", "redis-12")):
+        assert alert(pod=one) == alert(pod=other)
+    assert alert(pod="named-otherwise") == alert(pod="by-somebody")  # nothing tells a workload in it
+    assert alert(instance="https://shop.example.com/cart?probe=1") == alert(instance="https://shop.example.com/cart?probe=2")
+    assert alert(instance="https://shop.example.com/cart") != alert(instance="https://help.example.com/contact")
+    assert alert(instance="10.0.0.1:9100") == alert(instance="db-7:9100")
+
+
 def test_a_health_check_is_known_by_its_name_and_target_not_by_what_it_answered(make_signal):
     def check(name="checkout", url="http://shop/health/checkout", title="failed with 500"):
         return key(make_signal(kind="health_check", title=title, service="shop", labels={"check": name, "url": url}))

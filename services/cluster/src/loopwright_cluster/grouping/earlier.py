@@ -21,7 +21,7 @@ SYSTEM_FRAMES_MAX = 5  # where no frame is in-app, only the place of the error i
 
 _DEFAULT = re.compile(r"\{\{\s*default\s*\}\}")
 
-VOLATILE_LABELS = words("volatile_labels")
+VOLATILE_LABELS = words("volatile_labels") | {"container"}  # which tells what an alert is about since
 CHECK_LABELS = ("check", "check_name", "health_check", "monitor", "probe", "name")
 TARGET_LABELS = ("target", "url", "endpoint", "path", "route")
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -35,6 +35,11 @@ _DEFAULT = re.compile(r"\{\{\s{0,8}default\s{0,8}\}\}")
 VOLATILE_LABELS = words("volatile_labels")
 CHECK_LABELS = ("check", "check_name", "health_check", "monitor", "probe", "name")
 TARGET_LABELS = ("target", "url", "endpoint", "path", "route")
+PLACE_LABELS = frozenset({"instance", "host", "hostname", "address", "addr"})
+POD_LABELS = frozenset({"pod", "pod_name"})
+# As Kubernetes names the pods of a Deployment, a DaemonSet and a StatefulSet; the letters are those of its random names.
+_POD = re.compile(r"(.{1,200}?)(?:(?:-[bcdfghjklmnpqrstvwxz2456789]{6,10})?-[bcdfghjklmnpqrstvwxz2456789]{5}|-\d{1,4})")
+_TARGET = re.compile(r"(?:https?|wss?|grpcs?|tcp|tls)://[^?#]{1,512}")
 GO_RUNTIME_ERROR = "runtime error: "
 DIRECT_CAUSE = "was the direct cause of the following exception"  # Python's words
 CHAIN_LABEL = "exception.chain"  # from the one that surfaced to the root cause, as the ingest writes it
@@ -280,8 +285,28 @@ def in_app_frames(signal: Signal, rules: Rules = NO_RULES) -> tuple[str, ...]:
     return collapse(rules.own_places(stack_of(signal).frames))
 
 
+def telling_labels(labels: Mapping[str, str]) -> dict[str, str]:
+    """The labels that say what an alert is about, not where it fired or how badly.
+
+    Of a pod it is the workload: all crash loops of a namespace were one problem, and every pod one of its own would be as wrong. A probe's
+    `instance` is the address it asks for, where others have the machine that was scraped.
+    """
+    kept = {}
+    for name, value in labels.items():
+        lowered, target = name.lower(), None
+        if lowered in POD_LABELS:
+            target = _POD.fullmatch(value)
+            value = target.group(1) if target else ""
+        elif lowered in PLACE_LABELS:
+            target = _TARGET.match(value)
+            value = target.group() if target else ""
+        if value and (target is not None or lowered not in VOLATILE_LABELS):
+            kept[name] = value
+    return kept
+
+
 def _alert(signal: Signal) -> tuple[str, ...]:
-    kept = sorted(f"{name}={value}" for name, value in signal.labels.items() if name.lower() not in VOLATILE_LABELS)
+    kept = sorted(f"{name}={value}" for name, value in telling_labels(signal.labels).items())
     if not any(name.lower() in {"alertname", "alert", "rule", "monitor_name"} for name in signal.labels):
         kept.insert(0, parameterise(signal.title))
     return (signal.service, *kept)
@@ -298,5 +323,5 @@ def _health_check(signal: Signal) -> tuple[str, ...]:
 
 __all__ = [
     "CHECK_LABELS", "TARGET_LABELS", "VERSION", "VOLATILE_LABELS", "Alternative", "Fingerprint", "Stack", "alternatives",
-    "fingerprint", "in_app_frames", "log_line", "stack_of",
+    "fingerprint", "in_app_frames", "log_line", "stack_of", "telling_labels",
 ]  # fmt: skip
