@@ -5,6 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from loopwright_cluster.domain import Exemplar
 from loopwright_cluster.grouping.apart import told_apart
+from loopwright_cluster.grouping.describe import describe
+from loopwright_cluster.grouping.fingerprints import fingerprint
 
 STACK = ("a:go", "b:pay", "c:price", "d:convert")
 
@@ -45,6 +47,55 @@ def test_lines_of_one_service_are_apart_and_those_of_two_are_not_judged_here():
     line = exemplar("log", frames=(), type_="")
     assert told_apart(line, exemplar("log", frames=(), type_=""))
     assert told_apart(line, exemplar("log", service="jobs", frames=(), type_="")) == ""
+
+
+def fired(make_signal, kind="alert", **labels):
+    signal = make_signal(kind=kind, title="QueueBacklog", labels={"alertname": "QueueBacklog", **labels})
+    return describe(signal, fingerprint(signal))
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "why"),
+    [
+        ({"queue": "invoices"}, {"queue": "mails"}, "one is about queue invoices, the other about queue mails"),
+        ({"service": "checkout"}, {"service": "search"}, "service checkout"),
+        ({"mountpoint": "/var/lib/postgresql"}, {"mountpoint": "/backup"}, "var lib postgresql"),
+        ({"job_name": "backup-28391234"}, {"job_name": "newsletter-28391240"}, "newsletter"),
+    ],
+)
+def test_two_firings_of_one_rule_about_two_things_are_apart(one, other, why, make_signal):
+    assert why in told_apart(fired(make_signal, **one), fired(make_signal, **other))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"code": "502"}, {"code": "503"}), ({"quantile": "0.99", "window": "5m"}, {"quantile": "0.5", "window": "1h"}),
+        ({"job_name": "backup-28391234"}, {"job_name": "backup-28392674"}),
+        ({"queue": "invoices"}, {}),
+        ({"alertname": "ErrorBudgetBurnFast"}, {"alertname": "ErrorBudgetBurnSlow"}),
+        ({"severity": "warning"}, {"severity": "critical"}),
+    ],
+)  # fmt: skip
+def test_two_firings_that_differ_in_a_figure_a_run_or_how_badly_are_left_open(one, other, make_signal):
+    assert told_apart(fired(make_signal, **one), fired(make_signal, **other)) == ""
+
+
+def test_two_checks_of_two_pages_are_apart_and_of_two_replicas_of_one_are_not(make_signal):
+    def check(**labels):
+        return fired(make_signal, "health_check", **labels)
+
+    assert "check login" in told_apart(check(check="login"), check(check="search"))
+    assert told_apart(check(check="up", target="http://10.0.0.7:8080/ready"), check(check="up", target="http://10.0.0.8:8080/ready")) == ""
+
+
+def test_what_an_alert_is_about_is_kept_with_it_and_is_not_known_of_older_ones(make_signal):
+    alert = fired(make_signal, queue="invoices", instance="10.0.0.1:9100")
+    assert alert.subjects == {"queue": "invoices"}
+    stored = alert.to_payload()
+    assert Exemplar.from_payload(stored) == alert
+    del stored["subjects"]
+    assert told_apart(Exemplar.from_payload(stored), fired(make_signal, queue="mails")) == ""
 
 
 made = st.builds(

@@ -23,7 +23,7 @@ class Exemplar:
 
     ``anchors`` are the names it speaks of (functions, routes, exception types, words) with their weight 0..1; ``frames`` are its
     normalised in-app stack frames, innermost last; ``text`` is what was embedded; ``body`` is the beginning of what was written, as it was
-    written; ``occurred_at`` is in epoch seconds.
+    written; ``occurred_at`` is in epoch seconds; ``subjects`` says what an alert or a health check is about, by label (`describe`).
     """
 
     project: str
@@ -42,6 +42,7 @@ class Exemplar:
     anchors: Mapping[str, float] = field(default_factory=dict)
     frames: tuple[str, ...] = ()
     body: str = ""
+    subjects: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def point_id(self) -> str:
@@ -72,6 +73,7 @@ class Exemplar:
             "weights": [self.anchors[name] for name in sorted(self.anchors)],
             "frames": list(self.frames),
             "body": self.body,
+            "subjects": dict(self.subjects),
         }
 
     @classmethod
@@ -94,6 +96,7 @@ class Exemplar:
             anchors=dict(zip(payload["tokens"], payload["weights"], strict=True)),
             frames=tuple(payload["frames"]),
             body=payload.get("body", ""),  # records of before it was kept have none
+            subjects=dict(payload.get("subjects", {})),  # nor of these
         )
 
 

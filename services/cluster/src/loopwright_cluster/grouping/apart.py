@@ -2,6 +2,7 @@
 
 Two stacks, or two log lines, of one service with different fingerprints are near each other by any measure of words: they come from one
 program. The fingerprints have already taken out what may differ within one problem; what is left differs because it says something else.
+Two firings of one alerting rule have the same words, whatever they are about: only their labels say that it is two queues or two volumes.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from loopwright_cluster.domain import Exemplar
 from loopwright_cluster.grouping.frames import tells
 
 LINES = frozenset({"log", "custom"})
+LABELLED = frozenset({"alert", "health_check"})
 OTHER_PLACES_SHARE_MAX = 0.34  # of the shorter stack's places: a layer that came in between is one, another caller is most of them
 
 
@@ -19,7 +21,17 @@ def told_apart(one: Exemplar, other: Exemplar) -> str:
         return _stacks(one, other)
     if one.kind in LINES and other.kind in LINES and one.service == other.service and not (has_stack(one) or has_stack(other)):
         return "both are log lines of one service, and without their values they say two things"
+    if one.kind == other.kind and one.kind in LABELLED:
+        return _subjects(one, other)
     return ""
+
+
+def _subjects(one: Exemplar, other: Exemplar) -> str:
+    name = next((name for name in sorted(one.subjects.keys() & other.subjects.keys()) if one.subjects[name] != other.subjects[name]), "")
+    if not name:
+        return ""
+    first, second = sorted((one.subjects[name], other.subjects[name]))
+    return f"one is about {name} {first}, the other about {name} {second}"
 
 
 def has_stack(exemplar: Exemplar) -> bool:

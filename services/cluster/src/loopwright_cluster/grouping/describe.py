@@ -9,7 +9,8 @@ from loopwright_common.contracts.signals import Signal
 from loopwright_cluster.domain import Exemplar
 from loopwright_cluster.embedding import TITLE_ENDS
 from loopwright_cluster.grouping.anchors import anchors_of
-from loopwright_cluster.grouping.fingerprints import Fingerprint, in_app_frames, stack_of
+from loopwright_cluster.grouping.apart import LABELLED
+from loopwright_cluster.grouping.fingerprints import Fingerprint, in_app_frames, stack_of, telling_labels
 from loopwright_cluster.grouping.normalise import parameterise
 from loopwright_cluster.grouping.wording import TEXT_CHARS_MAX as WORDING_CHARS_MAX
 
@@ -18,6 +19,11 @@ TEXT_CHARS_MAX = 1_200
 FRAMES_KEPT = 10  # innermost; enough to compare two stacks, and bounded in the index
 PEOPLE = frozenset({"ticket", "issue", "observation", "replay"})  # `v1.HUMAN_KINDS`, which comes after this
 
+SUBJECTS_MAX = 24  # labels of one alert
+SUBJECT_CHARS_MAX = 120
+NAMES_OF_ALERTS = frozenset({"alertname", "alert", "rule", "monitor_name"})  # two rules may watch one thing, and say nearly the same
+
+_NAME_PARTS = re.compile(r"[^\W_]+")
 _MEANINGLESS = re.compile(r"0[xX][0-9a-fA-F]{1,64}|\d{4,64}")  # addresses, ids, line numbers
 
 
@@ -54,6 +60,25 @@ def as_written(text: str) -> str:
     return _MEANINGLESS.sub("", text.replace(TITLE_ENDS, " "))
 
 
+def subjects_of(signal: Signal) -> dict[str, str]:
+    """What an alert or a health check is about: by label the words of its value, where it has any.
+
+    Parts that hold a digit are out: figures (`0.99`, `5xx`, `1h`) are how it was measured, and generated ones (`backup-28391234`) are new
+    every time. Labels that say where or how badly are out, as they are of the fingerprint.
+    """
+    if signal.kind.value not in LABELLED:
+        return {}
+    found: dict[str, str] = {}
+    for name, value in sorted(telling_labels(signal.labels).items()):
+        if name.lower() in NAMES_OF_ALERTS or len(found) == SUBJECTS_MAX:
+            continue
+        parts = _NAME_PARTS.findall(value[: 2 * SUBJECT_CHARS_MAX].lower())
+        said = " ".join(part for part in parts if not any(character.isdigit() for character in part))
+        if said:
+            found[name[:SUBJECT_CHARS_MAX]] = said[:SUBJECT_CHARS_MAX]
+    return found
+
+
 def describe(signal: Signal, found: Fingerprint) -> Exemplar:
     """The signal as an exemplar of its fingerprint, in no report yet (``report_id`` is empty)."""
     return Exemplar(
@@ -73,4 +98,5 @@ def describe(signal: Signal, found: Fingerprint) -> Exemplar:
         anchors=anchors_of(signal),
         frames=in_app_frames(signal)[-FRAMES_KEPT:],
         body=signal.body[:WORDING_CHARS_MAX],
+        subjects=subjects_of(signal),
     )
