@@ -218,6 +218,18 @@ def test_two_tickets_need_more_agreement_the_less_they_have_in_common(cosine, ot
     assert (judge(ticket(), ticket("other", **other), cosine=cosine).outcome is Outcome.JOIN) is joins
 
 
+@pytest.mark.parametrize(("kind", "cosine", "joins"), [("issue", 0.65, False), ("observation", 0.65, False), ("issue", 0.86, True)])
+def test_a_ticket_and_an_issue_need_what_two_tickets_need(kind, cosine, joins):
+    decision = judge(ticket(), ticket("other", kind=kind), cosine=cosine)
+    assert (decision.outcome is Outcome.JOIN) is joins
+    assert "≥ 0.50" not in decision.reason
+
+
+def test_an_issue_joins_no_ticket_whose_report_was_put_away():
+    assert judge(ticket("new", kind="issue"), ticket(), cosine=0.95, quiet=frozenset({"r-ticket"})).outcome is Outcome.OPEN
+    assert judge(ticket("new"), ticket(), cosine=0.95, quiet=frozenset({"r-ticket"})).outcome is Outcome.JOIN
+
+
 def test_its_own_fingerprint_is_not_its_neighbour():
     assert judge(exemplar(), exemplar(), cosine=1.0).outcome is Outcome.OPEN
 

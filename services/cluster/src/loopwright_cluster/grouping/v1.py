@@ -1,8 +1,9 @@
 """Grouping, version 1: does a signal with a new fingerprint join an earlier report, or open one?
 
 Two questions with two sets of thresholds. Signals of the same kind must agree in structure (two exceptions share their type and the frame
-that raised; two alerts share their names) or, where people write, in words. Signals of different kinds about one problem share no
-structure and few sentences; they must come from one service, begin within one window, and speak of the same rare names (`anchors`).
+that raised; two alerts share their names) or, where people write, in words: a ticket and an issue are two such texts. Else signals of
+different kinds about one problem share no structure and few sentences; they must come from one service, begin within one window, and speak
+of the same rare names (`anchors`).
 
 Precision first: a wrong merge hides a problem, a missed one costs a click. So a report that already holds another problem of the
 newcomer's own machine kind refuses it, two reports that fit about equally well are both refused, and reports that people have put away
@@ -40,6 +41,7 @@ HUMAN_COSINE_WITH_ANCHORS_MIN = 0.72  # in other words, about the same rare name
 MACHINE_COSINE_MIN = 0.93
 MACHINE_ANCHORS_OVERLAP_MIN = 0.75
 NAMES_SHOWN = 6  # of the shared names, in the explanation
+PUT_AWAY = "its report was put away by a person, and takes in only more of the same"
 EXCEPTION_FRAMES_OVERLAP_MIN = 0.30  # beyond the raising frame, which must be the same: another way into the same line
 
 
@@ -104,8 +106,10 @@ def _weigh(newcomer: Exemplar, match: Match, around: Surroundings) -> Candidate:
         score, against = 0.0, apart
     elif newcomer.service and other.service and newcomer.service != other.service:
         score, against = 0.0, f"it is of another service, {other.service}"
-    elif newcomer.kind != other.kind:
+    elif _across(newcomer, other):
         score, against = _cross_kind(newcomer, other, features, around)
+    elif newcomer.kind != other.kind and other.report_id in around.quiet:
+        score, against = 0.0, PUT_AWAY
     elif newcomer.explicit or other.explicit:
         score, against = 0.0, "an explicit fingerprint of its sender's sets it apart"
     elif newcomer.kind == "exception":
@@ -115,6 +119,12 @@ def _weigh(newcomer: Exemplar, match: Match, around: Surroundings) -> Candidate:
     else:
         score, against = _two_machines(newcomer, other, features)
     return Candidate(match, other.report_id, round(score, 4), {**features, "score": round(score, 4)}, against)
+
+
+def _across(one: Exemplar, other: Exemplar) -> bool:
+    """Whether they are of two kinds that share no sentences. Two people's texts do, whatever they are filed as: names that every text
+    about a part of the product holds had joined a ticket with an issue at half the likeness that two tickets need."""
+    return one.kind != other.kind and not {one.kind, other.kind} <= HUMAN_KINDS
 
 
 def shared_anchors(one: Exemplar, other: Exemplar, spread: Mapping[str, int]) -> dict[str, float]:
@@ -137,7 +147,7 @@ def _cross_kind(newcomer: Exemplar, other: Exemplar, features: Mapping[str, floa
     if gap > window.total_seconds():
         return 0.0, f"it began {_span(gap)} apart, over the {_span(window.total_seconds())} for two kinds of signal"
     if other.report_id in around.quiet:
-        return 0.0, "its report was put away by a person, and takes in only more of the same"
+        return 0.0, PUT_AWAY
     own = around.same_kind.get(other.report_id, ())
     if newcomer.kind not in HUMAN_KINDS and any(item.exemplar.fingerprint != newcomer.fingerprint for item in own):
         return 0.0, f"its report already holds another {_say(newcomer.kind)}, “{_short(own[0].exemplar.title)}”"
@@ -196,7 +206,7 @@ def _why_joined(newcomer: Exemplar, best: Candidate) -> str:
     names = [name.removeprefix("name:") for name in features if name.startswith("name:")]
     about = f"both name {', '.join(names[:4])} (weight {features['shared_names']:.2f}), " if names else ""
     place = f"of the same service ({other.service}) " if features["same_service"] else ""
-    bar = f" ≥ {CROSS_KIND_SCORE_MIN:.2f}" if newcomer.kind != other.kind else ""
+    bar = f" ≥ {CROSS_KIND_SCORE_MIN:.2f}" if _across(newcomer, other) else ""
     return (
         f"this {_say(newcomer.kind)} agrees with the {_say(other.kind)} “{_short(other.title)}” {place}at {best.score:.2f}{bar}: {about}"
         f"text similarity {features['cosine']:.2f}, began {_span(features['onset_gap_seconds'])} apart"
