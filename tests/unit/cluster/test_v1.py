@@ -254,6 +254,25 @@ def test_anchors_are_names_not_filler(make_signal):
     assert not {"shop", "handle", "please", "error", "request", "web"} & found.keys()
 
 
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("Hallo, ich möchte meine Lieferadresse ändern, bekomme aber eine Fehlermeldung. Bitte helfen Sie.", {"lieferadresse", "ändern"}),
+        ("Bonjour, quand je veux modifier mon adresse, la page reste blanche. Merci de votre aide.", {"modifier", "adresse", "blanche"}),
+        ("Hola, cuando quiero pagar mi pedido siempre aparece un error. ¿Pueden ayudarme por favor? Gracias.", {"pagar", "pedido"}),
+        ("Buongiorno, quando provo a scaricare la fattura non succede nulla. Grazie", {"scaricare", "fattura", "provo"}),
+        ("Olá, quando tento emitir a fatura aparece uma mensagem de erro. Obrigado", {"emitir", "fatura", "tento"}),
+        ("Hallo, ik kan mijn factuur niet downloaden, er gebeurt niets. Alvast bedankt", {"factuur", "downloaden"}),
+        ("Dear team, the invoice is empty. Best regards, yours sincerely", {"invoice", "empty"}),
+        ("Не могу оплатить заказ", {"могу", "оплатить", "заказ"}),
+    ],
+)  # fmt: skip
+def test_what_every_letter_of_a_language_says_is_no_name_and_words_are_whole(text, names, make_signal):
+    found = anchors_of(make_signal(kind="ticket", title="?", body=text)).keys()
+    assert names <= found
+    assert len(found) <= len(names) + 2
+
+
 @pytest.mark.parametrize("piece", ["Aa", "a_", "/a", "E", "'", '"a', "A1", "Error", "a://", "_", "Aa0", "://", "{", "aaaaA"])
 def test_hostile_text_is_described_in_linear_time(make_signal, piece):
     text = piece * (16_384 // len(piece))

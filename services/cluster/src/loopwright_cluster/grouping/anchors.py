@@ -25,10 +25,10 @@ TEXT_CHARS_MAX = 2_000
 STEMS_REMEMBERED_MAX = 16_384
 
 COMMON_NAMES = words("common_names")
-COMMON_WORDS = words("common_words")
+COMMON_WORDS = words("common_words") | words("common_words_elsewhere")
 COMMON_TYPES = words("common_types")
 
-_WORD = re.compile(r"[A-Za-z][A-Za-z0-9'’]{1,63}")
+_WORD = re.compile(r"[^\W\d_](?:[^\W_]|['’]){1,63}")  # of any script: half a word is a name that nobody has said
 _SPLIT_NAME = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|\d+")
 _PATH = re.compile(r"(?<![\w.])/[A-Za-z0-9_.~%{}:-]{1,64}(?:/[A-Za-z0-9_.~%{}:-]{1,64}){0,8}")
 _URL = re.compile(r"\b[a-z][a-z0-9+.-]{1,15}://[^\s/\"'<>]{1,255}((?:/[^\s\"'<>?#]{0,256})?)")
