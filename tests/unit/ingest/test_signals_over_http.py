@@ -26,6 +26,25 @@ async def test_the_project_is_the_keys_and_the_service_its_only_one(edge):
     assert (edge.signals[0].project, edge.signals[0].service) == ("shop", "checkout")
 
 
+@pytest.mark.parametrize(
+    ("labels", "service"),
+    [
+        ({"service": "search"}, "search"),
+        ({"job": "prod/search", "namespace": "prod"}, "search"),
+        ({"service": "kube-state-metrics", "deployment": "search", "container": "envoy"}, "search"),
+        ({"pod": "search-7d9f8c6b5d-x2lkq"}, "search"),
+        ({"pod": "search-indexer-7d9f8c6b5d-x2lkq"}, ""),
+        ({"service": "elsewhere", "job": "node"}, ""),
+        ({}, ""),
+    ],
+)
+async def test_a_signal_that_names_no_service_has_the_one_of_the_projects_that_its_labels_name(start_edge, make_project, labels, service):
+    edge = await start_edge(projects=[make_project(services=("checkout", "search"))])
+    await edge.post("/v1/signals", {"title": "HighErrorRate", "kind": "alert", "labels": labels})
+    await edge.post("/v1/signals", {"title": "HighErrorRate", "kind": "alert", "labels": labels, "service": "said"})
+    assert [signal.service for signal in edge.signals] == [service, "said"]
+
+
 async def test_a_ticket_weighs_more_than_a_log_line_unless_the_client_says_otherwise(edge):
     await edge.post("/v1/signals", [{"title": "t", "kind": "ticket"}, {"title": "l", "kind": "log"}, {"title": "w", "weight": 7}])
     ticket, log, own = edge.signals

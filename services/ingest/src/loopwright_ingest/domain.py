@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -11,6 +12,7 @@ from loopwright_common.auth import actor_hash
 from loopwright_common.contracts.configuration import ProjectConfig, ProjectKey, PublishedProject
 from loopwright_common.contracts.signals import SignalKind
 from loopwright_common.identifiers import derived_id, new_id
+from loopwright_common.workloads import workload_of
 
 FUTURE_MAX = timedelta(minutes=5)  # clocks differ by that much; more is a mistake
 PAST_MAX = timedelta(days=366)
@@ -31,6 +33,13 @@ WEIGHTS: dict[SignalKind, float] = {
 
 # Headers that carry credentials or say who somebody is; a reproduction needs none of them.
 PRIVATE_HEADERS = re.compile(r"auth|cookie|token|secret|password|api[-_]?key|session|csrf|forwarded|real-ip|client-ip", re.IGNORECASE)
+
+# Where monitoring names the service, what says it most plainly first. Prometheus' `service` may be the exporter that was scraped, so only
+# a name that the project has counts.
+SERVICE_LABELS = (
+    "service", "service_name", "service.name", "exported_service", "app", "app_kubernetes_io_name", "app.kubernetes.io/name", "application",
+    "deployment", "statefulset", "daemonset", "workload", "container", "exported_job", "job", "pod", "namespace",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -53,13 +62,25 @@ class Sender:
         """A person's keyed hash; empty without a name or a secret: then nobody is recorded rather than somebody revealed."""
         return actor_hash(self.actor_secret, self.name, actor) if actor and self.actor_secret else ""
 
-    def service(self, said: str) -> str:
-        """The service a signal belongs to: what the key says, else what the client says, else the project's only one."""
+    def service(self, said: str, labels: Mapping[str, str] | None = None) -> str:
+        """The service a signal belongs to: what the key says, else what the client says, else the one of the project's that its labels
+        name, else the project's only one."""
         if self.key.service:
             return self.key.service
         if said:
             return said[:64]
-        return self.config.services[0].name if len(self.config.services) == 1 else ""
+        if len(self.config.services) == 1:
+            return self.config.services[0].name
+        return self._named(labels) if labels else ""
+
+    def _named(self, labels: Mapping[str, str]) -> str:
+        known = {service.name for service in self.config.services}
+        for label in SERVICE_LABELS:
+            value = labels.get(label, "").rpartition("/")[2]  # `job` may be namespace/name
+            found = workload_of(value) if label == "pod" else value
+            if found in known:
+                return found
+        return ""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from loopwright_common.contracts.signals import Signal, SignalKind, StackFrame
+from loopwright_common.workloads import workload_of
 
 from loopwright_cluster.grouping import earlier, traces
 from loopwright_cluster.grouping.frames import collapse, cycle, function_name, tells
@@ -37,8 +38,6 @@ CHECK_LABELS = ("check", "check_name", "health_check", "monitor", "probe", "name
 TARGET_LABELS = ("target", "url", "endpoint", "path", "route")
 PLACE_LABELS = frozenset({"instance", "host", "hostname", "address", "addr"})
 POD_LABELS = frozenset({"pod", "pod_name"})
-# As Kubernetes names the pods of a Deployment, a DaemonSet and a StatefulSet; the letters are those of its random names.
-_POD = re.compile(r"(.{1,200}?)(?:(?:-[bcdfghjklmnpqrstvwxz2456789]{6,10})?-[bcdfghjklmnpqrstvwxz2456789]{5}|-\d{1,4})")
 _TARGET = re.compile(r"(?:https?|wss?|grpcs?|tcp|tls)://[^?#]{1,512}")
 GO_RUNTIME_ERROR = "runtime error: "
 DIRECT_CAUSE = "was the direct cause of the following exception"  # Python's words
@@ -293,14 +292,15 @@ def telling_labels(labels: Mapping[str, str]) -> dict[str, str]:
     """
     kept = {}
     for name, value in labels.items():
-        lowered, target = name.lower(), None
+        lowered = name.lower()
         if lowered in POD_LABELS:
-            target = _POD.fullmatch(value)
-            value = target.group(1) if target else ""
+            value = workload_of(value)
         elif lowered in PLACE_LABELS:
             target = _TARGET.match(value)
             value = target.group() if target else ""
-        if value and (target is not None or lowered not in VOLATILE_LABELS):
+        elif lowered in VOLATILE_LABELS:
+            continue
+        if value:
             kept[name] = value
     return kept
 

@@ -61,7 +61,9 @@ class SignalIn(Input):
         default="", description="The client's own name for it: posting it twice stores it once."
     )
     occurred_at: UtcDatetime | None = Field(default=None, description="By default now. Older than a day is taken for history.")
-    service: Annotated[str, StringConstraints(max_length=64)] = ""
+    service: Annotated[str, StringConstraints(max_length=64)] = Field(
+        default="", description="By default the one of the project's services that a label names, else its only one."
+    )
     release: Line = ""
     environment: Annotated[str, StringConstraints(max_length=64)] = ""
     severity: Severity = Severity.ERROR
@@ -134,7 +136,7 @@ def understand(item: Any, sender: Sender, now: datetime) -> Signal | list[FieldE
                 "source": SOURCE,
                 "occurred_at": occurred_at,
                 "received_at": now,
-                "service": sender.service(given.service),
+                "service": sender.service(given.service, given.labels),
                 "weight": WEIGHTS[kind] if given.weight is None else given.weight,
                 "actor": sender.pseudonym(given.actor),
                 "request": request,
