@@ -254,6 +254,18 @@ def test_anchors_are_names_not_filler(make_signal):
     assert not {"shop", "handle", "please", "error", "request", "web"} & found.keys()
 
 
+def test_the_name_of_its_own_service_is_no_anchor_in_any_form_but_its_route_is(make_signal):
+    def names(**fields):
+        return anchors_of(make_signal(service="payments", **{"title": "?", **fields})).keys()
+
+    assert not names(kind="ticket", title="A payment of mine", body="All payments") & {"payment", "payments"}
+    route = {"/payments"}
+    assert names(kind="exception", transaction="POST /api/v1/payments/{id}") & names(kind="alert", labels={"handler": "/payments"}) == route
+    assert names(kind="health_check", labels={"target": "payments.example.com/health/payments"}) == route
+    assert names(kind="health_check", labels={"target": "payments.example.com/ready"}) == set()  # a host is no route
+    assert names(kind="log", transaction="/payments/refund") == {"refund"}
+
+
 @pytest.mark.parametrize(
     ("text", "names"),
     [

@@ -63,7 +63,8 @@ class _Anchors:
 
     def __init__(self, service: str) -> None:
         self.found: dict[str, float] = {}
-        self._own = {service.lower(), *(part for part in re.split(r"[^a-z0-9]+", service.lower()) if part)}
+        own = {service.lower(), *(part for part in re.split(r"[^a-z0-9]+", service.lower()) if part)}
+        self._own = own | {stem(part) for part in own}
 
     def add(self, name: str, weight: float) -> None:
         token = stem(name)
@@ -81,9 +82,16 @@ class _Anchors:
                 self.add(part, weight * PART)
 
     def add_path(self, path: str, weight: float = 1.0) -> None:
+        own = []
         for segment in path.split("?")[0].split("/"):
             if segment and not any(character.isdigit() for character in segment) and "{" not in segment and "<" not in segment:
-                self.add_name(segment.split(".")[0], weight)
+                name = segment.split(".")[0]
+                self.add_name(name, weight)
+                own.append(name.lower())
+        # The service `checkout` is no name in its own words, but its route /checkout is one of several.
+        own = [name for name in own if name not in COMMON_NAMES]
+        if own and all(name in self._own for name in own):
+            self.found["/" + "/".join(own)] = weight
 
     def add_type(self, name: str) -> None:
         short = re.split(r"[.:$/\\]+", name.strip())[-1]
@@ -154,4 +162,7 @@ def _words(value: str) -> Iterable[str]:
 
 def _path_of(url: str) -> str:
     found = _URL.match(url)
-    return found.group(1) if found else url
+    if found:
+        return found.group(1)
+    host, _, path = url.partition("/")  # a health check's target has no scheme
+    return path if "." in host or ":" in host else url
