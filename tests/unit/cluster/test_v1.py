@@ -124,6 +124,30 @@ def test_a_joining_signal_says_with_whom_and_why_in_figures():
         assert part in decision.reason
 
 
+def test_a_reason_says_the_words_that_were_said_and_whose_service_it_was():
+    names = {"price": 1.0, "apply_discount": 1.0, "/pay": 1.0}
+    said = {"title": "Wrong prices after the voucher", "text": "in apply_discounts", "anchors": names}
+    raised = exemplar(anchors=names)
+    reason = judge(ticket(**said), raised).reason
+    assert "both name /pay, apply_discounts, prices (weight" in reason
+    assert "of the same service (web) at" in reason
+    assert "(only one of them names a service, web) at" in judge(ticket(service="", **said), raised).reason
+    assert "(neither names a service) at" in judge(ticket(service="", **said), exemplar(service="", anchors=names)).reason
+
+
+@pytest.mark.parametrize(
+    ("service", "joins"),
+    [("Web", True), ("web-api", True), ("web_service", True), ("web-worker", False), ("web-admin", False), ("api", False)],
+)
+def test_a_service_may_be_named_as_its_deployment_is_where_more_agrees(service, joins):
+    decision = judge(exemplar("alert", kind="alert", exception_type="", frames=(), service=service), exemplar())
+    assert (decision.outcome is Outcome.JOIN) is joins
+    assert not joins or f"of web, nearly the same name as {service}, at" in decision.reason
+    weak = {"cart": 0.5, "other": 0.5}
+    assert judge(ticket(service=service, anchors=weak), exemplar(), cosine=0.4).outcome is Outcome.OPEN
+    assert judge(exemplar("again", service=service), exemplar(), cosine=1.0).outcome is Outcome.OPEN  # of one kind: another place
+
+
 def test_another_service_never_joins():
     assert judge(ticket(service="search"), exemplar()).outcome is Outcome.OPEN
 

@@ -8,7 +8,7 @@ segment of the health check and a word in the customer's ticket. Each anchor has
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 from loopwright_common.contracts.signals import Signal
@@ -29,6 +29,7 @@ COMMON_WORDS = words("common_words") | words("common_words_elsewhere")
 COMMON_TYPES = words("common_types")
 
 _WORD = re.compile(r"[^\W\d_](?:[^\W_]|['’]){1,63}")  # of any script: half a word is a name that nobody has said
+_NAME = re.compile(r"[^\W\d_][\w'’]{1,127}")
 _SPLIT_NAME = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|\d+")
 _PATH = re.compile(r"(?<![\w.])/[A-Za-z0-9_.~%{}:-]{1,64}(?:/[A-Za-z0-9_.~%{}:-]{1,64}){0,8}")
 _URL = re.compile(r"\b[a-z][a-z0-9+.-]{1,15}://[^\s/\"'<>]{1,255}((?:/[^\s\"'<>?#]{0,256})?)")
@@ -120,6 +121,16 @@ class _Anchors:
         for word in _WORD.findall(rest):
             if len(word) > 3 and stem(word) not in COMMON_WORD_STEMS and word.lower() not in COMMON_WORDS and not _TYPE.fullmatch(word):
                 self.add(word, PLAIN)
+
+
+def spoken(names: Sequence[str], texts: Iterable[str]) -> list[str]:
+    """The names for a person: as a word of the texts, `pricing` for `pric`, where one has them."""
+    said: dict[str, str] = {}
+    for text in texts:
+        for word in _NAME.findall(text[:TEXT_CHARS_MAX]):
+            for form in (word, *_SPLIT_NAME.findall(word)):
+                said.setdefault(stem(form), form)
+    return [said.get(name, name) for name in names]
 
 
 def anchors_of(signal: Signal) -> dict[str, float]:

@@ -12,11 +12,13 @@ take in only what is of the same kind. The figures below were set on made-up inc
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from datetime import timedelta
 
 from loopwright_cluster.domain import Candidate, Decision, Exemplar, Match, Outcome
+from loopwright_cluster.grouping.anchors import spoken
 from loopwright_cluster.grouping.apart import told_apart
 
 VERSION = "v1"
@@ -42,6 +44,8 @@ MACHINE_COSINE_MIN = 0.93
 MACHINE_ANCHORS_OVERLAP_MIN = 0.75
 NAMES_SHOWN = 6  # of the shared names, in the explanation
 PUT_AWAY = "its report was put away by a person, and takes in only more of the same"
+# What a deployment adds to the name of a service: monitoring calls `checkout-api` what the error tracker calls `checkout`.
+SERVICE_ENDS = frozenset({"api", "app", "backend", "server", "service", "svc"})
 EXCEPTION_FRAMES_OVERLAP_MIN = 0.30  # beyond the raising frame, which must be the same: another way into the same line
 
 
@@ -104,7 +108,12 @@ def _weigh(newcomer: Exemplar, match: Match, around: Surroundings) -> Candidate:
     apart = told_apart(newcomer, other)
     if apart:
         score, against = 0.0, apart
-    elif newcomer.service and other.service and newcomer.service != other.service:
+    elif (
+        newcomer.service
+        and other.service
+        and newcomer.service != other.service
+        and not (_across(newcomer, other) and _akin(newcomer, other))
+    ):
         score, against = 0.0, f"it is of another service, {other.service}"
     elif _across(newcomer, other):
         score, against = _cross_kind(newcomer, other, features, around)
@@ -125,6 +134,18 @@ def _across(one: Exemplar, other: Exemplar) -> bool:
     """Whether they are of two kinds that share no sentences. Two people's texts do, whatever they are filed as: names that every text
     about a part of the product holds had joined a ticket with an issue at half the likeness that two tickets need."""
     return one.kind != other.kind and not {one.kind, other.kind} <= HUMAN_KINDS
+
+
+def _akin(one: Exemplar, other: Exemplar) -> bool:
+    return _plain_service(one.service) == _plain_service(other.service)
+
+
+def _plain_service(name: str) -> str:
+    """The service's name as all write it: without case, separators, and what a deployment adds."""
+    parts = re.split(r"[\W_]+", name.lower())
+    while len(parts) > 1 and parts[-1] in SERVICE_ENDS:
+        parts.pop()
+    return "-".join(parts)
 
 
 def shared_anchors(one: Exemplar, other: Exemplar, spread: Mapping[str, int]) -> dict[str, float]:
@@ -155,7 +176,7 @@ def _cross_kind(newcomer: Exemplar, other: Exemplar, features: Mapping[str, floa
     closeness = 1.0 - gap / window.total_seconds()
     score = 0.5 * min(1.0, names / ANCHORS_ENOUGH) + 0.35 * likeness + 0.15 * closeness
     if not features["same_service"]:
-        score -= 0.1  # one of them names no service
+        score -= 0.1  # one of them names no service, or names it otherwise
     if names < CROSS_KIND_ANCHORS_MIN and (around.degraded or cosine < CROSS_KIND_COSINE_ALONE_MIN):
         return score, f"they share too few rare names ({names:.2f} < {CROSS_KIND_ANCHORS_MIN}) at similarity {cosine:.2f}"
     if score < CROSS_KIND_SCORE_MIN:
@@ -203,14 +224,25 @@ def jaccard(one: Iterable[str], other: Iterable[str]) -> float:
 
 def _why_joined(newcomer: Exemplar, best: Candidate) -> str:
     other, features = best.match.exemplar, best.features
-    names = [name.removeprefix("name:") for name in features if name.startswith("name:")]
+    names = spoken(
+        [name.removeprefix("name:") for name in features if name.startswith("name:")],
+        (newcomer.title, newcomer.text, newcomer.body, other.title, other.text, other.body),
+    )
     about = f"both name {', '.join(names[:4])} (weight {features['shared_names']:.2f}), " if names else ""
-    place = f"of the same service ({other.service}) " if features["same_service"] else ""
+    place = f" {_place(newcomer, other)}"
     bar = f" ≥ {CROSS_KIND_SCORE_MIN:.2f}" if _across(newcomer, other) else ""
     return (
-        f"this {_say(newcomer.kind)} agrees with the {_say(other.kind)} “{_short(other.title)}” {place}at {best.score:.2f}{bar}: {about}"
+        f"this {_say(newcomer.kind)} agrees with the {_say(other.kind)} “{_short(other.title)}”{place} at {best.score:.2f}{bar}: {about}"
         f"text similarity {features['cosine']:.2f}, began {_span(features['onset_gap_seconds'])} apart"
     )
+
+
+def _place(newcomer: Exemplar, other: Exemplar) -> str:
+    if newcomer.service == other.service:
+        return f"of the same service ({other.service})" if other.service else "(neither names a service)"
+    if newcomer.service and other.service:
+        return f"of {other.service}, nearly the same name as {newcomer.service},"
+    return f"(only one of them names a service, {newcomer.service or other.service})"
 
 
 def _why_new(refused: Sequence[Candidate]) -> str:
