@@ -249,6 +249,30 @@ def test_a_ticket_and_an_issue_need_what_two_tickets_need(kind, cosine, joins):
     assert "≥ 0.50" not in decision.reason
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Please offer an Excel export", "How do I export one month? I cannot find where to choose it.", "Chunk size should be configurable",
+        "Could you add dark mode to the cart", "It would be nice to see the total in the cart", "Is there a way to share a cart?",
+    ],
+)  # fmt: skip
+def test_a_text_that_only_asks_for_something_meets_no_exception_of_what_it_names(text):
+    decision = judge(ticket(title=text), exemplar())
+    assert (decision.outcome, "asks for something" in decision.reason) == (Outcome.OPEN, True)
+    assert judge(exemplar(), ticket(title="Cart", body=text)).outcome is Outcome.OPEN
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Please add the total again, it is missing", "How do I pay? The page says error 500", "Could you please fix the cart",
+        "We would like to order but the cart doesn't load", "I cannot find my cart", "Total in the cart", "Wie kann ich bezahlen?",
+    ],
+)  # fmt: skip
+def test_a_text_that_asks_and_tells_of_a_failure_meets_it(text):
+    assert judge(ticket(title=text), exemplar()).outcome is Outcome.JOIN
+
+
 def test_an_issue_joins_no_ticket_whose_report_was_put_away():
     assert judge(ticket("new", kind="issue"), ticket(), cosine=0.95, quiet=frozenset({"r-ticket"})).outcome is Outcome.OPEN
     assert judge(ticket("new"), ticket(), cosine=0.95, quiet=frozenset({"r-ticket"})).outcome is Outcome.JOIN

@@ -20,6 +20,7 @@ from datetime import timedelta
 from loopwright_cluster.domain import Candidate, Decision, Exemplar, Match, Outcome
 from loopwright_cluster.grouping.anchors import spoken
 from loopwright_cluster.grouping.apart import told_apart
+from loopwright_cluster.grouping.wishes import only_asks
 
 VERSION = "v1"
 
@@ -169,6 +170,8 @@ def _cross_kind(newcomer: Exemplar, other: Exemplar, features: Mapping[str, floa
         return 0.0, f"it began {_span(gap)} apart, over the {_span(window.total_seconds())} for two kinds of signal"
     if other.report_id in around.quiet:
         return 0.0, PUT_AWAY
+    if any(item.kind in HUMAN_KINDS and only_asks(item.title, item.body) for item in (newcomer, other)):
+        return 0.0, "one asks for something and tells of no failure"
     own = around.same_kind.get(other.report_id, ())
     if newcomer.kind not in HUMAN_KINDS and any(item.exemplar.fingerprint != newcomer.fingerprint for item in own):
         return 0.0, f"its report already holds another {_say(newcomer.kind)}, “{_short(own[0].exemplar.title)}”"
