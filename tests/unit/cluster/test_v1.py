@@ -312,6 +312,14 @@ def test_the_name_of_its_own_service_is_no_anchor_in_any_form_but_its_route_is(m
     assert names(kind="health_check", labels={"target": "payments.example.com/health/payments"}) == route
     assert names(kind="health_check", labels={"target": "payments.example.com/ready"}) == set()  # a host is no route
     assert names(kind="log", transaction="/payments/refund") == {"refund"}
+    assert names(kind="alert", labels={"instance": "https://shop.example.com/payments"}) == route
+    assert names(kind="alert", labels={"instance": "node-exporter:9100"}) == set()
+
+
+def test_a_queue_and_the_job_that_is_named_after_it_share_the_whole_name(make_signal):
+    job = anchors_of(make_signal(kind="exception", service="orders", transaction="order-confirmation"))
+    alert = anchors_of(make_signal(kind="alert", service="orders", title="QueueBacklog", labels={"queue": "order-confirmation"}))
+    assert job.keys() & alert.keys() == {"order-confirmation", "confirmation"}
 
 
 @pytest.mark.parametrize(

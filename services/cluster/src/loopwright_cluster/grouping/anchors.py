@@ -13,7 +13,7 @@ from functools import lru_cache
 
 from loopwright_common.contracts.signals import Signal
 
-from loopwright_cluster.grouping.fingerprints import CHECK_LABELS, TARGET_LABELS
+from loopwright_cluster.grouping.fingerprints import CHECK_LABELS, PLACE_LABELS, TARGET_LABELS, telling_labels
 from loopwright_cluster.grouping.normalise import normalise_file, normalise_function
 from loopwright_cluster.grouping.vocabulary import words
 
@@ -29,6 +29,7 @@ COMMON_WORDS = words("common_words") | words("common_words_elsewhere")
 COMMON_TYPES = words("common_types")
 
 _WORD = re.compile(r"[^\W\d_](?:[^\W_]|['’]){1,63}")  # of any script: half a word is a name that nobody has said
+_SEPARATES = re.compile(r"[\s,;:/]")
 _NAME = re.compile(r"[^\W\d_][\w'’]{1,127}")
 _SPLIT_NAME = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|\d+")
 _PATH = re.compile(r"(?<![\w.])/[A-Za-z0-9_.~%{}:-]{1,64}(?:/[A-Za-z0-9_.~%{}:-]{1,64}){0,8}")
@@ -163,8 +164,12 @@ def _add_places(anchors: _Anchors, signal: Signal) -> None:
         value = signal.labels.get(label, "")
         for part in _words(value) if "/" not in value else ():
             anchors.add_name(part, PART + 0.1)
+        if value and not _SEPARATES.search(value):  # `order-confirmation` as a whole: the queue that a job is named after
+            anchors.add_name(value, PART + 0.1)
         if "/" in value:
             anchors.add_path(_path_of(value))
+    for target in telling_labels({label: signal.labels.get(label, "") for label in PLACE_LABELS}).values():
+        anchors.add_path(_path_of(target))  # of a probe, whose `instance` is the address it asks for
 
 
 def _words(value: str) -> Iterable[str]:

@@ -322,6 +322,6 @@ def _health_check(signal: Signal) -> tuple[str, ...]:
 
 
 __all__ = [
-    "CHECK_LABELS", "TARGET_LABELS", "VERSION", "VOLATILE_LABELS", "Alternative", "Fingerprint", "Stack", "alternatives",
+    "CHECK_LABELS", "PLACE_LABELS", "TARGET_LABELS", "VERSION", "VOLATILE_LABELS", "Alternative", "Fingerprint", "Stack", "alternatives",
     "fingerprint", "in_app_frames", "log_line", "stack_of", "telling_labels",
 ]  # fmt: skip
