@@ -241,6 +241,26 @@ def test_files_keep_what_two_builds_share(path, expected):
 
 
 @pytest.mark.parametrize(
+    "paths",
+    [
+        ("/app/app/models/order.rb", "/srv/shop/releases/20260101/app/models/order.rb", "/var/www/shop/app/models/order.rb"),
+        ("/var/www/html/app/Services/Cart.php", "/app/app/Services/Cart.php", "/home/forge/shop.com/app/Services/Cart.php"),
+        ("/app/src/cart.rs", "./src/cart.rs", "/home/ci/shop/src/cart.rs", "/builds/acme/shop/src/cart.rs", "D:\\a\\1\\s\\src\\cart.rs"),
+        ("/code/app/routers/cart.py", "/app/app/routers/cart.py", "/Users/ann/work/shop/app/routers/cart.py"),
+        ("/app/shop/models.py", "/home/deploy/shop/shop/models.py"),
+        ("/app/packages/cart/src/index.ts", "/home/runner/work/shop/shop/packages/cart/src/index.ts"),
+    ],
+)
+def test_the_folder_in_which_a_checkout_lies_is_not_in_a_files_name(paths):
+    assert len({file_name(path) for path in paths}) == 1
+
+
+def test_packages_of_one_tree_keep_their_files_apart():
+    assert file_name("/home/ann/shop/packages/cart/src/index.ts") != file_name("/home/ann/shop/packages/order/src/index.ts")
+    assert file_name("/app/cart/src/main.rs") != file_name("/app/order/src/main.rs")
+
+
+@pytest.mark.parametrize(
     "module", ["java.util.List", "org.springframework.web.Foo", "System.Linq.Enumerable", "kotlin.collections", "net/http"]
 )
 def test_runtimes_and_frameworks_are_foreign_whatever_the_sender_says(module):

@@ -168,10 +168,18 @@ _NAMED_BUNDLE = re.compile(
 _CHUNK_NUMBER = re.compile(r"(?:^|(?<=/))\d{1,6}(?=\.(?:\*\.)?(?:chunk\.)?m?js$)")
 _HASHED = re.compile(r"(?<=[.~_-])(?=[0-9A-Za-z_]{0,39}\d)[0-9A-Za-z_]{6,40}(?=\.(?:chunk\.|bundle\.|min\.)?m?[jt]sx?$)")
 _MIXED_HASH = re.compile(r"(?<=[.-])(?=[0-9A-Za-z_]{0,7}[a-z][A-Z])[0-9A-Za-z_]{8}(?=\.m?js$)")  # Vite's, where it has no digit
-_DEPLOYED = re.compile(
-    r"^/(?:(?:srv|app|opt|code|workspaces?|project|builds?|root|data|mnt|tmp|var/(?:www|task|app)|usr/src(?:/app)?|github/workspace|release"
-    r"|(?:home|Users)/[^/]{1,64})/){1,3}(?=[^/]{1,200}/)"
-)  # where an image, a laptop and a build farm put the same tree
+# Where an image, a laptop and a build farm put the same tree: in a folder that is the tree itself, or among others under its own name.
+_HOLDERS = r"(?:srv|opt|project|builds?|root|data|mnt|tmp|release|var/(?:www|task)|(?:home|Users)/[^/]{1,64})"
+_TREE = re.compile(
+    r"^/(?:app|code|src|workspaces?|var/(?:www/html|app)|usr/src/app|github/workspace|a/\d{1,3}/s"
+    rf"|(?:home/runner/work|__w)/[^/]{{1,64}}/[^/]{{1,64}}|(?:{_HOLDERS}/){{1,3}}app)/(?=[^/]{{1,200}}/)"
+)
+_HELD = re.compile(rf"^/(?:{_HOLDERS}/){{1,3}}(?=[^/]{{1,200}}/)")
+# The tree's own name differs from place to place: it ends where the sources begin, unless one of several packages of the tree begins first.
+_TREE_NAME = re.compile(
+    r"^(?:(?!(?:packages|apps|services|modules|crates|libs|components|plugins|projects)/)[^/]{1,200}/){1,6}?(?=(?:src|lib|app|dist|cmd)/)"
+    r"|^(?:[^/]{1,200}/){0,6}?(?=([^/]{1,200})/\1/)\1/"  # `shop/shop/models.py`: the checkout of a package of its name
+)
 _PACKAGE_ROOT = re.compile(r"^.{0,400}?(?:site-packages|dist-packages|node_modules|gems|pkg/mod)/")
 _JS = re.compile(r"\.[cm]?jsx?$")
 MINIFIED_LINE_MAX = 5  # a bundle is a few very long lines, so that its columns are in the thousands
@@ -183,9 +191,19 @@ MINIFIED_NAME_CHARS_MAX = 2
 def file_name(path: str) -> str:
     """A source file's path as two releases share it: without host, query, hash, version and the folders above the project."""
     text = _QUERY.sub("", path.replace("\\", "/"))
-    text = _DEPLOYED.sub("", re.sub(r"^[A-Za-z]:(?=/)", "", text))
+    text = _in_its_tree(re.sub(r"^[A-Za-z]:(?=/)", "", text))
     text = _PACKAGE_ROOT.sub("", _MIXED_HASH.sub("*", _HASHED.sub("*", _NAMED_BUNDLE.sub(".*", text))))
     return _CHUNK_NUMBER.sub("*", normalise_file(text))
+
+
+def _in_its_tree(path: str) -> str:
+    if not path.startswith("/"):
+        return path
+    inside = _TREE.sub("", path)
+    if inside != path:
+        return inside
+    held = _HELD.sub("", path)
+    return _TREE_NAME.sub("", held) if held != path else path
 
 
 def _is_bundle(path: str) -> bool:
