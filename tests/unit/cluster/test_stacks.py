@@ -255,6 +255,20 @@ def test_the_folder_in_which_a_checkout_lies_is_not_in_a_files_name(paths):
     assert len({file_name(path) for path in paths}) == 1
 
 
+@pytest.mark.parametrize(
+    ("module", "function", "expected"),
+    [
+        ("com.acme.PayUseCase$execute$2", "invokeSuspend", "com.acme.PayUseCase:execute"),
+        ("com.acme.PayUseCase$execute$2$1", "invokeSuspend", "com.acme.PayUseCase:execute"),
+        ("kotlin.coroutines.jvm.internal.BaseContinuationImpl", "resumeWith", ""),
+        ("Acme.Cart.<PayAsync>d__3", "MoveNext", "Acme.Cart:PayAsync"),
+        ("Acme.Cart`1+<PayAsync>d__3`1", "MoveNext", "Acme.Cart:PayAsync"),
+    ],
+)
+def test_a_function_that_has_waited_goes_on_under_its_own_name(module, function, expected):
+    assert place(StackFrame(module=module, function=function)) == expected
+
+
 def test_packages_of_one_tree_keep_their_files_apart():
     assert file_name("/home/ann/shop/packages/cart/src/index.ts") != file_name("/home/ann/shop/packages/order/src/index.ts")
     assert file_name("/app/cart/src/main.rs") != file_name("/app/order/src/main.rs")

@@ -27,7 +27,7 @@ UNTELLING = frozenset({LAMBDA, ANONYMOUS, MINIFIED, "<module>", "<unknown>"})
 # Names of the frame itself: what its place in a stack depends on (a JIT, a proxy, a version), never on the problem.
 _PLUMBING_FUNCTION = re.compile(
     r"^(?:<listcomp>|<dictcomp>|<setcomp>|<genexpr>|access\$\w{1,64}|__webpack_require__|__webpack_require__\.\w{1,16}|webpackJsonpCallback"
-    r"|_callee\d{0,6}\$?|asyncGeneratorStep|_asyncToGenerator|tryCatch|_next|_throw|invokeSuspend|resumeWith|__closure__"
+    r"|_callee\d{0,6}\$?|asyncGeneratorStep|_asyncToGenerator|tryCatch|_next|_throw|resumeWith|__closure__"
     r"|.{0,256}\.<(?:listcomp|dictcomp|setcomp|genexpr)>)$"
 )
 _PLUMBING_MODULE = re.compile(
@@ -210,9 +210,19 @@ def _is_bundle(path: str) -> bool:
     return _BUNDLE.search(_QUERY.sub("", path)) is not None
 
 
+_STATE_MACHINE = re.compile(r"^(.{1,300})[.+]<(\w{1,128})>d__\d{1,6}(?:`\d{1,3})?$")
+
+
 def _place(module: str, file: str, function: str, minified: bool) -> str:
     if module and _PLUMBING_MODULE.search(module):
         return ""
+    if function == "invokeSuspend":
+        # Kotlin: `PayUseCase$execute$2` is what `execute` goes on as when it has waited, and often all that is left of it on the stack.
+        module, _, function = function_name(module).rpartition("$")
+        if not module:
+            return ""
+    elif function == "MoveNext" and (found := _STATE_MACHINE.match(module)):
+        module, function = found[1], found[2]  # .NET: the same, as `Cart.<PayAsync>d__3`
     # Bundlers give such names anew with every build.
     name = MINIFIED if minified and len(function.rpartition(".")[2]) <= MINIFIED_NAME_CHARS_MAX else function_name(function)
     if not name:
