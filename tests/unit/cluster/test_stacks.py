@@ -364,6 +364,34 @@ def test_a_trace_that_comes_as_text_is_read(text, types, places):
 
 
 @pytest.mark.parametrize(
+    "at",
+    ["at {} in {}:line 7", "在 {} 位置 {}:行号 7", "場所 {} 場所 {}:行 7", "위치: {} 파일 {}:줄 7", "v {} v {}:řádek 7"],
+)
+def test_dotnet_is_read_in_any_language(at):
+    where = at.format("Shop.Cart.Total(Int32 x)", "C:\\src\\Cart.cs")
+    found = parse(f"System.FormatException: no\n   {where}")
+    assert [place(frame) for frame in found.frames] == ["Shop.Cart:Total"]
+    assert found.frames[0].line == 7
+    assert parse(f"Unbehandelte Ausnahme: System.FormatException: no\n   {where}").types == ("FormatException",)
+
+
+def test_dotnet_callers_from_before_a_wait_are_on_the_stack_and_an_aggregates_second_telling_is_not():
+    found = parse(
+        """System.AggregateException: One or more errors occurred.
+ ---> System.FormatException: no
+   at Shop.Cart.<TotalAsync>d__3.MoveNext()
+--- End of stack trace from previous location ---
+   at Shop.Checkout.Pay() in /src/Checkout.cs:line 3
+   --- End of inner exception stack trace ---
+   at Shop.App.Main()
+ ---> (Inner Exception #0) System.FormatException: no
+   at Shop.Cart.<TotalAsync>d__3.MoveNext()<---"""
+    )
+    assert found.types == ("AggregateException", "FormatException")
+    assert [place(frame) for frame in found.frames] == ["Shop.App:Main", "Shop.Checkout:Pay", "Shop.Cart:TotalAsync"]
+
+
+@pytest.mark.parametrize(
     ("line", "expected"),
     [
         ("com.acme.Order.total", "com.acme.Order:total"),

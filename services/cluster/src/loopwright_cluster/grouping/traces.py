@@ -51,13 +51,14 @@ _GO_FILE = re.compile(r"^\s{1,8}(\S{1,400}\.(?:go|s)):(\d{1,8})(?: \+0x[0-9a-f]{
 _RUBY_HEAD = re.compile(r"^(\S{1,300}?):(\d{1,8}):in [`']([^']{1,200})': (.{0,300}?) ?\(((?:[A-Z]\w{0,80}::){0,8}[A-Z]\w{0,80})\)$")
 _RUBY_FRAME = re.compile(r"^\s{0,16}(?:\d{1,4}: )?(?:from )?(\S{1,300}?):(\d{1,8}):in [`']([^']{1,200})'")
 _NET_HEAD = re.compile(
-    r"^(?:Unhandled exception[.:] )?(?: ?---> )?"
+    r"^(?:[^\W\d_][^:.]{1,60}[.:] )?(?: ?---> )?"  # `Unhandled exception. `, in any language
     r"((?:[A-Za-z_]\w{0,80}\.){1,12}\w{0,80}(?:Exception|Error|Fault)\w{0,40})(?: \(0x[0-9A-Fa-f]{8}\))?(?:: ?(.{0,400}))?$"
 )
+# .NET speaks the machine's language: of a frame's words only the order is sure, `at A.B(args) in file:line 12`.
 _NET_FRAME = re.compile(
-    r"^\s{1,8}(?:at|bei|à|en|в|в|em|in|w|场所|位置|場所) "
-    r"((?:[\w<>`$+|\[\]-]{1,160}\.){1,20}[\w<>`$|\[\],-]{1,160})\(([^)]{0,400})\)"
-    r"(?: (?:in|dans|en|в|em|w) (.{1,300}?):(?:line|Zeile|ligne|línea|строка|linha|riga|wiersz|行号|行) ?(\d{1,8}))?$"
+    r"^\s{1,8}[^\W\d_]{1,10}:? "
+    r"((?:[\w<>`$+|\[\]-]{1,160}\.){1,20}\.?[\w<>`$|\[\],-]{1,160})\(([^)]{0,400})\)"
+    r"(?: [^\W\d_]{1,10}:? (.{1,300}?):[^\W\d_]{1,12} ?(\d{1,8}))?$"
 )
 _NET_END = re.compile(r"^\s{1,8}--- .{1,120} ---$")
 # Notations of single frames: `file:12 in function`, `function (file:12)`, `file:12:function`, `file:function:12`.
@@ -85,7 +86,7 @@ _JVM_HINT = re.compile(r"\(\w{1,120}\.(?:java|kts?|scala|groovy|clj)(?::|\))|\(N
 _JS_HINT = re.compile(r":\d{1,8}:\d{1,8}\)?\s{0,4}(?:\n|$)")
 _HINT = re.compile(
     r"Traceback \(most|^\s{1,16}at |\n\s{1,16}at |goroutine \d|"
-    r":in [`']|@(?:https?|file|webpack|app)[\w-]*:/|\.go:\d|\n {3}(?:bei|à|en|в|em|w|in) "
+    r":in [`']|@(?:https?|file|webpack|app)[\w-]*:/|\.go:\d|\n {3}[^\W\d_]{1,10}:? [\w<>`+$]{1,160}\.[\w<>`+$.|\[\]-]{1,300}\("
 )
 
 
@@ -329,7 +330,7 @@ def _net(lines: list[str]) -> Iterable[_Part]:
             module, _, function = found[1].rpartition(".")
             if not function:
                 continue
-            stacks[-1].insert(0, _frame(found[3] or "", function, found[4], module=module))
+            stacks[-1].insert(0, _frame(found[3] or "", function, found[4], module=module.rstrip(".")))
         else:
             for piece in line.split(" ---> "):
                 if (found := _NET_HEAD.match(piece.strip())) and len(types) < CAUSES_MAX and not any(stacks):
