@@ -363,6 +363,36 @@ def test_a_trace_that_comes_as_text_is_read(text, types, places):
     assert [place(frame) for frame in found.frames] == places
 
 
+RUBY_WRAPPED = """app/order.rb:33:in `rescue in pay': cannot pay (Shop::ServiceError)
+
+      Cart.total
+          ^^^^^^
+	from app/order.rb:30:in `pay'
+	from bin/run:3:in `<main>'
+app/order.rb:12:in `total': divided by 0 (ZeroDivisionError)
+	from app/order.rb:31:in `pay'
+	from bin/run:3:in `<main>'"""
+RUBY_ON_A_TERMINAL = """Traceback (most recent call last):
+	2: from bin/run:3:in `<main>'
+	1: from app/order.rb:31:in `pay'
+app/order.rb:12:in `total': divided by 0 (ZeroDivisionError)"""
+RAILS = """F, [2026-11-26T10:00:00 #1] FATAL -- : [6f1c] ZeroDivisionError (divided by 0):
+F, [2026-11-26T10:00:00 #1] FATAL -- : [6f1c]
+app/order.rb:12:in `total'
+app/order.rb:31:in `pay'
+bin/run:3:in `<main>'"""
+
+
+@pytest.mark.parametrize(
+    ("text", "types"),
+    [(RUBY_WRAPPED, ("ServiceError", "ZeroDivisionError")), (RUBY_ON_A_TERMINAL, ("ZeroDivisionError",)), (RAILS, ("ZeroDivisionError",))],
+)
+def test_ruby_is_read_with_its_causes_from_a_terminal_and_from_rails_log(text, types):
+    found = parse(text)
+    assert found.types == types
+    assert collapse([place(frame) for frame in found.frames]) == ("bin/run:<module>", "app/order.rb:pay", "app/order.rb:total")
+
+
 @pytest.mark.parametrize(
     "at",
     ["at {} in {}:line 7", "在 {} 位置 {}:行号 7", "場所 {} 場所 {}:行 7", "위치: {} 파일 {}:줄 7", "v {} v {}:řádek 7"],

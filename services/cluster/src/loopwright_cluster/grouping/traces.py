@@ -81,6 +81,7 @@ _TITLED = re.compile(
     r"|[A-Z][a-z\d]{1,40}(?:[A-Z][a-z\d]{1,40}){1,6}|Error|Exception|panic|fatal error)(?=: |:?$)"
 )
 _CAUSED_BY = re.compile(r"^.{0,200}?[Cc]aused by:? ((?:[A-Za-z_][\w$]{0,100}[.:\\]{1,2}){0,12}[A-Z][\w$]{1,120})(?=:|$|\s)")
+_RUBY_LOGGED = re.compile(r"^(?:.{0,200}[\]:] )?((?:[A-Z]\w{0,80}::){0,8}[A-Z]\w{0,80}) \((.{0,400})\):?$")  # as Rails logs it
 _RUBY_HINT = re.compile(r":\d{1,8}:in [`']")
 _JVM_HINT = re.compile(r"\(\w{1,120}\.(?:java|kts?|scala|groovy|clj)(?::|\))|\(Native Method\)|\(Unknown Source")
 _JS_HINT = re.compile(r":\d{1,8}:\d{1,8}\)?\s{0,4}(?:\n|$)")
@@ -171,7 +172,7 @@ def causes(text: str) -> tuple[str, ...]:
 
 def _readers(text: str) -> Sequence[Callable[[list[str]], Iterable[_Part]]]:
     """Who is to read it, the likeliest first."""
-    if "Traceback (most recent call last)" in text:
+    if "Traceback (most recent call last)" in text and 'File "' in text:
         return (_python,)
     if "goroutine " in text:
         return (_go,)
@@ -304,19 +305,28 @@ def _go(lines: list[str]) -> Iterable[_Part]:
 
 
 def _ruby(lines: list[str]) -> Iterable[_Part]:
-    part = _Part(frames=[])
+    """Ruby prints what reached the surface first, then each cause with a stack of its own: innermost first, on some terminals last."""
+    parts = [_Part(frames=[])]
+    innermost_last = any(_PY_START.match(line) for line in lines)
     for line in lines:
+        head, frame = _RUBY_HEAD.match(line), _RUBY_FRAME.match(line)
+        said = None if frame or _PY_START.match(line) else _RUBY_LOGGED.match(line) or _ERROR.match(line)
+        if said and not said[1][:1].isupper():
+            said = None
+        part = parts[-1]
         assert part.frames is not None
-        if found := _RUBY_HEAD.match(line):
-            if part.frames:
-                break  # a cause follows, with a stack of its own: told by the first already
-            part.type, part.message = found[5].rpartition("::")[2], found[4]
-            part.frames.insert(0, _frame(found[1], found[3], found[2]))
-        elif found := _RUBY_FRAME.match(line):
-            part.frames.insert(0, _frame(found[1], found[3], found[2]))
-        elif not part.type and (found := _ERROR.match(line)) and found[1][:1].isupper():
-            part.type, part.message = found[1].rpartition("::")[2], found[2] or ""
-    return [part]
+        # A line of the source may be shown below the message: only one that says something begins a cause.
+        if part.frames and part.type and (head or (said and said[2] and not line[:1].isspace())):
+            part = _Part(frames=[])
+            parts.append(part)
+        assert part.frames is not None
+        if head:
+            part.type, part.message = head[5].rpartition("::")[2], head[4]
+        elif said and not part.type:
+            part.type, part.message = said[1].rpartition("::")[2], said[2] or ""
+        if frame:
+            part.frames.insert(len(part.frames) if innermost_last else 0, _frame(frame[1], frame[3], frame[2]))
+    return parts
 
 
 def _net(lines: list[str]) -> Iterable[_Part]:
