@@ -363,6 +363,13 @@ def test_a_trace_that_comes_as_text_is_read(text, types, places):
     assert [place(frame) for frame in found.frames] == places
 
 
+def test_a_panic_is_the_same_whoever_recovered_it_and_as_nets_http_server_tells_it():
+    said = GO.partition("\n")[0].removeprefix("panic: ")
+    served = GO.replace("panic: ", "2026/11/26 10:00:00 http: panic serving 10.0.0.1:3030: ", 1)
+    told = [parse(text).messages for text in (GO, GO.replace(said, f"{said} [recovered]", 1), served)]
+    assert told == [(said,)] * 3
+
+
 RUBY_WRAPPED = """app/order.rb:33:in `rescue in pay': cannot pay (Shop::ServiceError)
 
       Cart.total

@@ -45,7 +45,11 @@ _JS_HEAD = re.compile(
     r"((?:[A-Z]\w{0,80}\.)?[A-Z]\w{0,80}(?:Error|Exception)?)(?: \[\w{1,40}\])?(?:: (.{0,400}))?$"
 )
 _GECKO_FRAME = re.compile(r"^\s{0,8}([^@\s]{0,200})@((?:[a-z][a-z0-9+.-]{1,20}:/{1,3}|/|\.{0,2}/)[^\s]{1,400}?):(\d{1,8})(?::(\d{1,8}))?$")
-_GO_START = re.compile(r"^(?:panic: (.{0,400})|fatal error: (.{0,400})|goroutine \d{1,12} \[([^\]]{1,60})\]:)$")
+_GO_RECOVERED = re.compile(r" \[recovered[^\]]{0,20}\]$")
+_GO_START = re.compile(
+    r"^(?:(?:.{0,80}http: )?panic(?: serving \S{1,80})?: (.{0,400})|"
+    r"fatal error: (.{0,400})|goroutine \d{1,12} \[([^\]]{1,60})\]:)$"
+)
 _GO_FUNCTION = re.compile(r"^((?:[\w.~@%-]{1,100}/){0,12}[\w.%*()\[\]{}-]{1,200})\((?:[^)]{0,300}|\.\.\.)\)$")
 _GO_FILE = re.compile(r"^\s{1,8}(\S{1,400}\.(?:go|s)):(\d{1,8})(?: \+0x[0-9a-f]{1,16})?$")
 _RUBY_HEAD = re.compile(r"^(\S{1,300}?):(\d{1,8}):in [`']([^']{1,200})': (.{0,300}?) ?\(((?:[A-Z]\w{0,80}::){0,8}[A-Z]\w{0,80})\)$")
@@ -289,7 +293,8 @@ def _go(lines: list[str]) -> Iterable[_Part]:
                     break
                 in_goroutine = True
             else:
-                part.type, part.message = "panic" if found[1] is not None else "fatal error", found[1] or found[2] or ""
+                part.type = "panic" if found[1] is not None else "fatal error"
+                part.message = _GO_RECOVERED.sub("", found[1] or found[2] or "")
             started = True
         elif started and line.startswith("created by "):
             break
