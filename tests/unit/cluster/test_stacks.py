@@ -282,6 +282,49 @@ def test_runtimes_and_frameworks_are_foreign_whatever_the_sender_says(module):
     assert not is_foreign(f"com.acme.{module}", "")
 
 
+@pytest.mark.parametrize(
+    ("module", "file"),
+    [
+        ("django.core.handlers.base", "django/core/handlers/base.py"),
+        ("", "starlette/routing.py"),
+        ("threading", "threading.py"),
+        ("org.postgresql.jdbc.PgStatement", "PgStatement.java"),
+        ("MediatR.Mediator", ""),
+        ("UIKitCore", ""),
+        ("libdispatch.dylib", ""),
+        ("libc.so.6", ""),
+        ("/usr/lib/x86_64-linux-gnu/libstdc++.so.6", ""),
+        ("", "/var/www/html/vendor/laravel/framework/src/Illuminate/Routing/Router.php"),
+        ("", "/srv/shop/vendor/github.com/lib/pq/conn.go"),
+        ("github.com/gin-gonic/gin", "github.com/gin-gonic/gin@v1.9.1/context.go"),
+        ("", "package:flutter/src/widgets/framework.dart"),
+        ("", "internal/process/task_queues.js"),
+        ("", "<anonymous>"),
+    ],
+)
+def test_packages_of_each_ecosystem_are_foreign_to_senders_that_do_not_know_their_own(module, file):
+    assert is_foreign(module, file)
+
+
+@pytest.mark.parametrize(
+    ("module", "file"),
+    [
+        ("shop.redis", "shop/redis.py"),
+        ("", "shop/vendor/models.py"),
+        ("com.acme.shop.requests", ""),
+        ("", "internal/order/order.go"),
+        ("", "native/cart.cpp"),
+        ("", "app/Http/Controllers/Vendor/Order/Show.php"),
+        ("django_shop.views", "django_shop/views.py"),
+        ("", "/srv/lib/cart.rb"),
+        ("requests.views", "requests/views.py"),
+        ("Foundation.Orders.Cart", ""),
+    ],
+)
+def test_what_only_looks_like_a_package_is_the_products_own(module, file):
+    assert not is_foreign(module, file)
+
+
 PYTHON = """Order failed
 Traceback (most recent call last):
   File "/srv/shop/pricing.py", line 12, in convert

@@ -14,6 +14,7 @@ from functools import lru_cache
 from loopwright_common.contracts.signals import StackFrame
 
 from loopwright_cluster.grouping.normalise import normalise_file
+from loopwright_cluster.grouping.vocabulary import words
 
 PLACES_MAX = 30  # distinct ones, innermost; what lies further out is the framework's or the caller's business
 REMEMBERED_MAX = 16_384  # a program's frames repeat: remembering them is most of the known path's speed
@@ -41,16 +42,23 @@ _PLUMBING_MODULE = re.compile(
 _FOREIGN_FILE = re.compile(
     r"(?:^|[/\\])(?:site-packages|dist-packages|node_modules|bower_components|vendor/bundle|gems|jre|jdk)[/\\]"
     r"|(?:^|[/\\])lib[/\\]python\d|(?:^|[/\\])lib[/\\]ruby[/\\]|[/\\]go[/\\]pkg[/\\]mod[/\\]|[/\\]go[/\\]src[/\\](?:runtime|net|internal)[/\\]"
-    r"|(?:^|[/\\])\.cargo[/\\]|(?:^|[/\\])rustc[/\\]|^node:|^internal/|^<frozen |^<string>$|(?:^|[/\\])usr[/\\]local[/\\]go[/\\]"
-    r"|[/\\]\.(?:rbenv|rvm|pyenv|nvm)[/\\]|^native\b|^\[native code\]"
+    r"|(?:^|[/\\])\.cargo[/\\]|(?:^|[/\\])rustc[/\\]|^node:|^internal/[\w/-]{1,100}(?:\.js)?$|^<frozen |^<(?:string|anonymous)>$"
+    r"|(?:^|[/\\])usr[/\\]local[/\\]go[/\\]|[/\\]\.(?:rbenv|rvm|pyenv|nvm)[/\\]|^native(?: |$)|^\[native code\]"
+    r"|@v\d{1,4}\.[\w.+-]{1,60}/|(?:^|/)vendor/(?:[\w-]{1,60}\.[a-z]{2,8}/|[\w.-]{1,60}/[\w.-]{1,60}/.{1,300}\.php$)"
+    r"|^(?:/usr)?/lib(?:32|64)?/|^lib(?:c|m|dl|rt|pthread|stdc\+\+|c\+\+(?:abi)?|gcc_s|dispatch|objc|swift\w{0,40}|system_\w{1,40})\b.{0,40}"
+    r"\.(?:so|dylib|tbd)|^/build/glibc|^\.{1,2}/(?:sysdeps|nptl|csu)/|/include/c\+\+/|^dart:|^package:flutter/|^org-dartlang-sdk:|(?:^|/)deps/\w{1,60}/lib/"
 )
 _FOREIGN_MODULE = re.compile(
     r"^(?:java|javax|jdk|sun|com\.sun|jakarta|kotlin|kotlinx|scala|akka|groovy|clojure|dalvik|android|androidx|org\.(?:springframework"
     r"|apache|hibernate|eclipse|junit|jboss|codehaus|slf4j|mockito)|io\.(?:netty|undertow|grpc|vertx|reactivex|micrometer)|reactor\.core"
     r"|com\.(?:zaxxer|fasterxml|google\.common|mysql|android)|ch\.qos|System|Microsoft|MS\.Internal|Newtonsoft|NUnit|Xunit"
     r"|net/http|net/rpc|database/sql|encoding/\w{1,20}|internal/\w{1,20}|crypto/\w{1,20}|text/template|html/template|os/exec|sync/atomic)(?:$|[./])"
-    r"|^(?:runtime|reflect|bufio)$"
+    r"|^(?:runtime|reflect|bufio|AppKit|AttributeGraph|CFNetwork|Combine|CoreData|CoreFoundation|Foundation|GraphicsServices|QuartzCore|SwiftUI"
+    r"|UIKit|UIKitCore|dyld)$"
 )
+
+PACKAGES = words("packages")
+PACKAGE_PARTS_MAX = 3  # of a name in that list
 
 _SIGNATURE = re.compile(r"(?<=[\w>$\]])\((?!\*)[^()]{0,400}(?:\([^()]{0,200}\)[^()]{0,200}){0,8}\).{0,64}$")
 _ARITY = re.compile(r"`\d{1,3}(?:\[[^\]]{0,256}\])?")
@@ -261,7 +269,15 @@ def tells(place: str) -> bool:
 @lru_cache(REMEMBERED_MAX)
 def is_foreign(module: str, file: str) -> bool:
     """Whether the place is known to be a runtime's or a package's, whatever its sender says."""
-    return bool((module and _FOREIGN_MODULE.match(module)) or (file and _FOREIGN_FILE.search(file)))
+    if module and (_FOREIGN_MODULE.match(module) or _FOREIGN_FILE.search(module) or _is_package(module.split(".", PACKAGE_PARTS_MAX))):
+        return True
+    if not file:
+        return False
+    return _FOREIGN_FILE.search(file) is not None or (file.endswith(".py") and _is_package(file[:-3].split("/", PACKAGE_PARTS_MAX)))
+
+
+def _is_package(parts: Sequence[str]) -> bool:
+    return any(".".join(parts[:count]) in PACKAGES for count in range(1, PACKAGE_PARTS_MAX + 1))
 
 
 def collapse(places: Sequence[str]) -> tuple[str, ...]:
