@@ -541,16 +541,21 @@ def pair_scores(gold: Sequence[str], found: Sequence[str]) -> tuple[float, float
 def tier_one(signals: Sequence[Signal]) -> list[str]:
     """Fingerprints alone: by its key, else by one of the other keys it may be known under."""
     templates = Templates()
-    known: dict[str, str] = {}
+    known: dict[str, str] = {}  # fingerprint -> report
+    beside: dict[str, str] = {}  # other key -> report
     found = []
     for signal in signals:
         mine = fingerprint(signal, templates=templates)
         report = known.get(mine.key)
         if report is None:
             others = alternatives(signal, mine)
-            report = next((known[other.key] for other in others if other.key in known), mine.key)
-            for key in (mine.key, *(other.key for other in others if other.record)):
-                known.setdefault(key, report)
+            reached = [beside.get(mine.key)]
+            for other in others:
+                reached += [None if other.itself else beside.get(other.key), known.get(other.key)]
+            report = known[mine.key] = next((report for report in reached if report is not None), mine.key)
+            for other in others:
+                if other.record:
+                    beside.setdefault(other.key, report)
         found.append(report)
     return found
 

@@ -79,6 +79,17 @@ async def test_a_wrapped_exception_leads_to_the_bare_one(running, make_signal):
     assert fingerprinting.of(bare).key in await keys(fingerprinting, wrapped)
 
 
+async def test_two_callers_of_a_wrapped_exception_do_not_lead_to_one_another(running, make_signal):
+    _, fingerprinting, _ = running
+    bare = make_signal(**CRASH, frames=FRAMES)
+    one, other = (
+        make_signal(**WRAPPED, frames=[FRAMES[0], caller, *FRAMES[1:]]) for caller in (("cart.py", "pay_now"), ("api.py", "retry"))
+    )
+    fingerprinting.note(one, fingerprinting.of(one))
+    assert fingerprinting.of(one).key not in await keys(fingerprinting, other)
+    assert (await keys(fingerprinting, bare))[0] == fingerprinting.of(one).key
+
+
 async def test_the_key_of_an_earlier_version_is_the_last_that_is_tried(running, make_signal):
     _, fingerprinting, _ = running
     for signal in (make_signal(**CRASH, frames=FRAMES), make_signal(title="a line")):

@@ -113,8 +113,9 @@ class Fingerprinting:
         else:
             stored = await self._aliases.first(signal.project, keys)
         result: dict[str, Elsewhere] = {}
-        for key, reason in ((found.key, REACHED), *((other.key, other.reason) for other in others)):
-            for fingerprint_key in (noted.get(key), stored.get(key), key):
+        reasons = ((found.key, REACHED, False), *((other.key, other.reason, other.itself) for other in others))
+        for key, reason, itself in reasons:
+            for fingerprint_key in (key,) if itself else (noted.get(key), stored.get(key), key):
                 if fingerprint_key is not None and fingerprint_key != found.key:
                     result.setdefault(fingerprint_key, Elsewhere(fingerprint_key, reason))
         return list(result.values())

@@ -78,11 +78,16 @@ class Fingerprint:
 
 @dataclass(frozen=True)
 class Alternative:
-    """Another key under which the same problem may be known. ``record``: to be written down beside the fingerprint's own."""
+    """Another key under which the same problem may be known. ``record``: to be written down beside the fingerprint's own.
+
+    ``itself``: it leads only to a fingerprint that has this very key, not to what recorded it beside its own: of two stacks that are the
+    same but for one function each, neither is the other without a layer, they are two callers.
+    """
 
     key: str
     reason: str
     record: bool
+    itself: bool = False
 
 
 @dataclass(frozen=True)
@@ -145,7 +150,7 @@ def _unwrapped(found: Fingerprint) -> Iterator[Alternative]:
     head, places = found.parts[:3], found.parts[3:]
     for number, item in enumerate(places[:-1][:UNWRAPPED_MAX]):
         reason = f"the same but for {item}, which may be the layer that wrapped it"
-        yield Alternative(_key("exception", (*head, *places[:number], *places[number + 1 :])), reason, record=True)
+        yield Alternative(_key("exception", (*head, *places[:number], *places[number + 1 :])), reason, record=True, itself=True)
 
 
 def _key(rule: str, parts: Iterable[str]) -> str:
