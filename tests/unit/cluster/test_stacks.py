@@ -96,6 +96,14 @@ def test_another_function_of_the_products_own_always_changes_the_key(frames, at,
     assert key(changed) != key(frames)
 
 
+def test_an_error_that_is_only_called_error_is_told_by_its_package():
+    frames = [("cart.rs", "shop::cart::load")]
+    names = ("std::io::Error", "reqwest::Error", "*url.Error", "sqlite3.Error", "java.lang.Error")
+    assert len({key(frames, exception_type=name) for name in names}) == len(names)
+    assert key(frames, exception_type="java.lang.Error") == key(frames, exception_type="Error")
+    assert key(frames, exception_type="com.acme.PaymentError") == key(frames, exception_type="PaymentError")
+
+
 @law
 @given(stacks)
 def test_another_type_always_changes_the_key(frames):

@@ -41,6 +41,8 @@ POD_LABELS = frozenset({"pod", "pod_name"})
 _TARGET = re.compile(r"(?:https?|wss?|grpcs?|tcp|tls)://[^?#]{1,512}")
 GO_RUNTIME_ERROR = "runtime error: "
 DIRECT_CAUSE = "was the direct cause of the following exception"  # Python's words
+COMMON_TYPES = frozenset({"Error", "Exception"})
+LANGUAGE_PACKAGES = frozenset({"builtins", "exceptions", "lang", "System"})  # some clients say it and some do not
 CHAIN_LABEL = "exception.chain"  # from the one that surfaced to the root cause, as the ingest writes it
 # Recursion without end stops where the stack is full, which is chance: only the circle says what is wrong.
 RUNAWAY_TYPES = frozenset(
@@ -109,7 +111,12 @@ class Stack:
 
 @lru_cache(KEYS_REMEMBERED_MAX)
 def _type_name(type_: str) -> str:
-    return function_name(type_.rpartition(".")[2].rpartition("::")[2])
+    """Without its package, but where that is all that tells it from others: `io.Error`, `sqlite3.Error`."""
+    package, _, name = type_.replace("::", ".").rpartition(".")
+    package = package.rpartition(".")[2].lstrip("*&")
+    if name in COMMON_TYPES and package and package not in LANGUAGE_PACKAGES:
+        return f"{package}.{name}"
+    return function_name(name)
 
 
 def fingerprint(signal: Signal, *, templates: Templates | None = None, rules: Rules = NO_RULES) -> Fingerprint:
