@@ -5,6 +5,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from loopwright_cluster.grouping.fingerprints import alternatives, fingerprint, stack_of
 from loopwright_cluster.grouping.frames import collapse, cycle, file_name, function_name, is_foreign, place
+from loopwright_cluster.grouping.rules import NO_RULES
 from loopwright_cluster.grouping.traces import causes, frame_of, parse, titled
 from loopwright_common.contracts.signals import Signal, StackFrame
 
@@ -441,6 +442,100 @@ app/order.rb:31:in `pay'
 bin/run:3:in `<main>'"""
 
 
+PHP = """[2026-11-26 10:00:00] production.ERROR: PHP Fatal error:  Uncaught TypeError: null given in /app/app/Services/Cart.php:33
+Stack trace:
+#0 /app/app/Http/Controllers/CartController.php(20): App\\Services\\Cart->total(Object(App\\Models\\User), 'a b')
+#1 /app/vendor/laravel/framework/src/Illuminate/Routing/Router.php(12): App\\Http\\Controllers\\CartController->show()
+#2 {main}
+
+Next App\\Exceptions\\Failed: cannot show in /app/app/Http/Controllers/CartController.php:22
+Stack trace:
+#0 /app/vendor/laravel/framework/src/Illuminate/Routing/Router.php(12): App\\Http\\Controllers\\CartController->show()
+#1 {main}"""
+RUST = """thread 'main' panicked at src/cart.rs:12:5:
+called `Result::unwrap()` on an `Err` value: ParseIntError { kind: InvalidDigit }
+stack backtrace:
+   0: rust_begin_unwind
+             at /rustc/07dca489ac2d933c78d3c5158e3f43beefeb02ce/library/std/src/panicking.rs:645:5
+   1: core::result::unwrap_failed
+   2: shop::cart::total::{{closure}}
+             at ./src/cart.rs:12:5
+   3: shop::main
+             at ./src/main.rs:3:5
+   4: core::ops::function::FnOnce::call_once"""
+ELIXIR = """** (KeyError) key :total not found in: %{}
+    (shop 0.1.0) lib/shop/cart.ex:12: Shop.Cart.total/2
+    (elixir 1.15.7) lib/enum.ex:1693: Enum."-map/2-lists^map/1-1-"/2
+    (shop 0.1.0) lib/shop_web/cart_controller.ex:8: ShopWeb.CartController.show/2"""
+DART = """Unhandled exception:
+RangeError (index): Invalid value: Not in inclusive range 0..2: 5
+#0      List.[] (dart:core-patch/growable_array.dart:264:36)
+#1      Cart.total.<anonymous closure> (package:shop/cart.dart:12:5)
+<asynchronous suspension>
+#2      main (package:shop/main.dart:3:3)"""
+GDB = """Thread 3 "shop" received signal SIGSEGV, Segmentation fault.
+#0  shop::(anonymous namespace)::total (cart=0x0, n=3) at /build/shop/src/cart.cpp:12
+#1  0x00005570fa5ff381 in std::function<void (int)>::operator()(int) const (this=0x7ffe) at /usr/include/c++/12/bits/std_function.h:590
+#2  0x00005570fa5ff3a0 in shop::Cart::pay (this=0x7ffe0010) at /build/shop/src/pay.cpp:40
+#3  0x00007f0000029d90 in __libc_start_main () from /lib/x86_64-linux-gnu/libc.so.6
+
+Thread 2 (LWP 12):
+#0  0x00007f0000091117 in shop::Pool::wait (this=0x1) at /build/shop/src/pool.cpp:3"""
+ASAN = """==12==ERROR: AddressSanitizer: heap-use-after-free on address 0x602000000010
+    #0 0x55d5 in shop::(anonymous namespace)::total(shop::Cart const&, int) /src/src/cart.cpp:12:5
+    #1 0x55d6 in shop::Cart::pay() /src/src/pay.cpp:40
+    #2 0x7f00 in __libc_start_main (/lib/x86_64-linux-gnu/libc.so.6+0x29d90)"""
+APPLE = """Exception Type:  EXC_BAD_ACCESS (SIGSEGV)
+Thread 0:
+0   libsystem_kernel.dylib        	0x00000001b2f1c0e4 mach_msg_trap + 8
+Thread 4 Crashed:
+0   Shop                          	0x0000000104a2c0e4 -[CartController total:] + 164
+1   Shop                          	0x0000000104a2c1e8 closure #1 in CartView.pay() + 88 (CartView.swift:40)
+2   libdispatch.dylib             	0x00000001b2e1d298 _dispatch_call_block_and_release + 24"""
+
+
+@pytest.mark.parametrize(
+    ("text", "types", "own"),
+    [
+        (
+            PHP,
+            ("App\\Exceptions\\Failed", "TypeError"),
+            [
+                "Http/Controllers/CartController.php:App\\Http\\Controllers\\CartController::show",
+                "app/Services/Cart.php:App\\Services\\Cart::total",
+            ],
+        ),
+        (RUST, ("unwrap on Err ParseIntError",), ["src/main.rs:shop::main", "src/cart.rs:shop::cart::total<lambda>"]),
+        (ELIXIR, ("KeyError",), ["lib/shop_web/cart_controller.ex:ShopWeb.CartController.show/2", "lib/shop/cart.ex:Shop.Cart.total/2"]),
+        (DART, ("RangeError",), ["package:shop/main.dart:main", "package:shop/cart.dart:Cart.total.<anonymous closure>"]),
+        (GDB, ("SIGSEGV",), ["src/pay.cpp:shop::Cart::pay", "src/cart.cpp:shop::total"]),
+        (ASAN, ("heap-use-after-free",), ["src/pay.cpp:shop::Cart::pay", "src/cart.cpp:shop::total"]),
+        (APPLE, ("EXC_BAD_ACCESS",), ["Shop:CartView.pay<lambda>", "Shop:-[CartController total:]"]),
+    ],
+    ids=["php", "rust", "elixir", "dart", "gdb", "asan", "apple"],
+)
+def test_traces_of_further_languages_are_read_with_the_products_own_frames(text, types, own):
+    found = parse(text)
+    assert found.types == types
+    assert [item for item in NO_RULES.own_places(found.frames) if item] == own
+
+
+def test_php_is_the_same_when_laravel_logs_it():
+    logged = """[2026-11-26 10:00:00] local.ERROR: cannot show {"exception":"[object] (App\\\\Exceptions\\\\Failed(code: 0): cannot show at /a/b.php:22)
+[stacktrace]
+#0 /app/vendor/laravel/framework/src/Illuminate/Routing/Router.php(12): App\\Http\\Controllers\\CartController->show()
+#1 {main}
+
+[previous exception] [object] (TypeError(code: 0): null given at /app/app/Services/Cart.php:33)
+[stacktrace]
+#0 /app/app/Http/Controllers/CartController.php(20): App\\Services\\Cart->total(NULL)
+#1 /app/vendor/laravel/framework/src/Illuminate/Routing/Router.php(12): App\\Http\\Controllers\\CartController->show()
+#2 {main}
+"}"""  # noqa: E501  as it is logged
+    assert parse(logged).types[-1] == parse(PHP).types[-1]
+    assert place(parse(logged).frames[-1]) == place(parse(PHP).frames[-1])
+
+
 @pytest.mark.parametrize(
     ("text", "types"),
     [(RUBY_WRAPPED, ("ServiceError", "ZeroDivisionError")), (RUBY_ON_A_TERMINAL, ("ZeroDivisionError",)), (RAILS, ("ZeroDivisionError",))],
@@ -569,6 +664,12 @@ def test_any_text_is_read_without_failing(text):
     place(StackFrame(function=text[:512], file=text[:512], module=text[:512]))
 
 
+HINTS = (
+    "Traceback (most recent call last):\n  File \"a\"\n", "goroutine 1 [running]:\n", ":1:in `x\n", "\n  at x\n", "(A.java:1)\n  at x\n",
+    "\n#0 {main}\n", "' panicked at \n", "\n  a.ex:1: a\n", "\n#0  a\n",
+)  # fmt: skip
+
+
 @pytest.mark.timeout(60)  # backtracking that grows with the square takes minutes
 @pytest.mark.parametrize(
     "piece",
@@ -590,11 +691,15 @@ def test_any_text_is_read_without_failing(text):
         "Caused by: a",
         'File "a',
         "a@",
+        "#0 a (a=",
+        "#0 0x1 in a ",
+        "0 a 0x1111111 ",
+        " in a.php:1",
     ],
 )
 def test_hostile_repetition_is_read_in_bounded_time(piece):
     text = piece * (16_384 // len(piece))
-    for hint in ("Traceback (most recent call last):\n", "goroutine 1 [running]:\n", ":1:in `x\n", "\n  at x\n", "(A.java:1)\n  at x\n"):
+    for hint in HINTS:
         parse(hint + text)
         parse(hint + text.replace("a", "a\n"))
     function_name(text)

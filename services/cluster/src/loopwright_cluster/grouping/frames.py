@@ -45,8 +45,8 @@ _FOREIGN_FILE = re.compile(
     r"|(?:^|[/\\])\.cargo[/\\]|(?:^|[/\\])rustc[/\\]|^node:|^internal/[\w/-]{1,100}(?:\.js)?$|^<frozen |^<(?:string|anonymous)>$"
     r"|(?:^|[/\\])usr[/\\]local[/\\]go[/\\]|[/\\]\.(?:rbenv|rvm|pyenv|nvm)[/\\]|^native(?: |$)|^\[native code\]"
     r"|@v\d{1,4}\.[\w.+-]{1,60}/|(?:^|/)vendor/(?:[\w-]{1,60}\.[a-z]{2,8}/|[\w.-]{1,60}/[\w.-]{1,60}/.{1,300}\.php$)"
-    r"|^(?:/usr)?/lib(?:32|64)?/|^lib(?:c|m|dl|rt|pthread|stdc\+\+|c\+\+(?:abi)?|gcc_s|dispatch|objc|swift\w{0,40}|system_\w{1,40})\b.{0,40}"
-    r"\.(?:so|dylib|tbd)|^/build/glibc|^\.{1,2}/(?:sysdeps|nptl|csu)/|/include/c\+\+/|^dart:|^package:flutter/|^org-dartlang-sdk:|(?:^|/)deps/\w{1,60}/lib/"
+    r"|^(?:/usr)?/lib(?:32|64)?/|^lib(?:c|m|dl|rt|pthread|stdc\+\+|c\+\+(?:abi)?|gcc_s|dispatch|objc|swift\w{0,40}|system_\w{1,40})"
+    r"(?:[\d.-][\w.-]{0,40}?)?\.(?:so|dylib|tbd)|^/build/glibc|^\.{1,2}/(?:sysdeps|nptl|csu)/|/include/c\+\+/|^dart:|^package:flutter/|^org-dartlang-sdk:|(?:^|/)deps/\w{1,60}/lib/"
 )
 _FOREIGN_MODULE = re.compile(
     r"^(?:java|javax|jdk|sun|com\.sun|jakarta|kotlin|kotlinx|scala|akka|groovy|clojure|dalvik|android|androidx|org\.(?:springframework"

@@ -1,4 +1,5 @@
-"""Reads stack traces that come as text: in a log line's continuation, a ticket, an export of another tool. Six families of languages.
+"""Reads stack traces that come as text: in a log line's continuation, a ticket, an export of another tool. Six families of languages here,
+others in `dialects`.
 
 `parse` gives the exceptions, from what reached the surface down to the root cause, and one stack: the frames of the surfaced exception
 and then those of its causes that are not among them, outermost first. Frames of other threads and goroutines are not read.
@@ -15,11 +16,14 @@ from functools import lru_cache
 
 from loopwright_common.contracts.signals import FRAMES_MAX, StackFrame
 
+from loopwright_cluster.grouping import dialects
+from loopwright_cluster.grouping.trace_parts import Part as _Part
+from loopwright_cluster.grouping.trace_parts import frame as _frame
+
 LINES_MAX = 600  # a trace of a hundred frames and its causes
 LINE_CHARS_MAX = 600
 CAUSES_MAX = 12
 TRACES_REMEMBERED_MAX = 256  # of 16 KiB at most
-FRAMES_REMEMBERED_MAX = 8_192  # the traces of one release repeat their lines: remembering them makes reading twice as fast
 
 _PY_START = re.compile(r"^\s*(?:\| )?Traceback \(most recent call last\):")
 _PY_FRAME = re.compile(r'^\s*(?:\| )?\s*File "([^"]{1,400})", line (\d{1,8})(?:, in (.{1,200}))?$')
@@ -91,7 +95,8 @@ _JVM_HINT = re.compile(r"\(\w{1,120}\.(?:java|kts?|scala|groovy|clj)(?::|\))|\(N
 _JS_HINT = re.compile(r":\d{1,8}:\d{1,8}\)?\s{0,4}(?:\n|$)")
 _HINT = re.compile(
     r"Traceback \(most|^\s{1,16}at |\n\s{1,16}at |goroutine \d|"
-    r":in [`']|@(?:https?|file|webpack|app)[\w-]*:/|\.go:\d|\n {3}[^\W\d_]{1,10}:? [\w<>`+$]{1,160}\.[\w<>`+$.|\[\]-]{1,300}\("
+    r":in [`']|@(?:https?|file|webpack|app)[\w-]*:/|\.go:\d|panicked at |#0\s|(?:^|\n)0 {1,6}\S|\*\* \("
+    r"|\n {3}[^\W\d_]{1,10}:? [\w<>`+$]{1,160}\.[\w<>`+$.|\[\]-]{1,300}\("
 )
 
 
@@ -102,14 +107,6 @@ class Trace:
     types: tuple[str, ...]
     messages: tuple[str, ...]
     frames: tuple[StackFrame, ...]
-
-
-@dataclass
-class _Part:
-    type: str = ""
-    message: str = ""
-    frames: list[StackFrame] | None = None  # outermost first
-    elided: int = 0  # outer frames it shares with the part before, which the text leaves out
 
 
 def may_hold_trace(text: str) -> bool:
@@ -184,6 +181,8 @@ def _readers(text: str) -> Sequence[Callable[[list[str]], Iterable[_Part]]]:
         return (_ruby,)
     if _JVM_HINT.search(text):
         return (_jvm,)
+    if (read := dialects.reader(text)) is not None:
+        return (read,)
     return (_javascript, _net) if _JS_HINT.search(text) else (_net, _jvm, _javascript)
 
 
@@ -199,14 +198,6 @@ def _joined(parts: list[_Part]) -> Trace:
     return Trace(
         tuple(part.type for part in parts if part.type), tuple(part.message for part in parts if part.type), tuple(frames[-FRAMES_MAX:])
     )
-
-
-@lru_cache(FRAMES_REMEMBERED_MAX)
-def _frame(file: str = "", function: str = "", line: str | None = None, column: str | None = None, module: str = "") -> StackFrame:
-    return StackFrame(
-        file=file[:512], function=function[:512], module=module[:512],
-        line=int(line) if line and int(line) <= 10_000_000 else None, column=int(column) if column and int(column) <= 10_000_000 else None,
-    )  # fmt: skip
 
 
 def _python(lines: list[str]) -> Iterable[_Part]:
