@@ -152,6 +152,30 @@ def test_an_exception_is_found_again_without_the_frame_of_the_layer_that_wrapped
     assert not any("layer that wrapped" in other.reason for other in alternatives(exception(frames), fingerprint(exception(frames))))
 
 
+def test_a_cause_is_found_again_by_its_own_stack_whoever_waited_for_it_in_another_thread():
+    cause = """java.lang.IllegalStateException: no
+	at com.acme.Price.of(Price.java:3)
+	at com.acme.Worker.work(Worker.java:9)"""
+    waited = f"""java.util.concurrent.ExecutionException: {cause.partition(chr(10))[0]}
+	at com.acme.Checkout.await(Checkout.java:3)
+	at com.acme.Checkout.pay(Checkout.java:9)
+	at com.acme.Web.serve(Web.java:9)
+Caused by: {cause}"""
+    bare, wrapped = (exception([], exception_type="", exception_value="", title="x", body=text) for text in (cause, waited))
+    found = fingerprint(wrapped)
+    assert fingerprint(bare).key in {other.key for other in alternatives(wrapped, found) if other.record}
+
+
+def test_a_cause_gets_back_the_outer_frames_that_java_leaves_out():
+    found = parse(JAVA)
+    assert [place(frame) for frame in found.whole_cause] == [
+        "java.lang.Thread:run",
+        "com.acme.shop.App:main<lambda>",
+        "com.acme.shop.Price:of",
+    ]
+    assert [place(frame) for frame in found.cause] == ["com.acme.shop.Price:of"]
+
+
 def test_all_frames_are_another_key_for_clients_that_do_not_know_their_own():
     frames = [{"file": "a.py", "function": name, "in_app": name != "two"} for name in ("one", "two", "three")]
     known, unknown = exception(frames), exception([{**frame, "in_app": False} for frame in frames])

@@ -80,6 +80,15 @@ async def test_a_wrapped_exception_has_the_frames_that_led_to_its_cause(edge):
     assert (signal.exception_type, signal.labels["exception.chain"]) == ("PaymentFailed", "PaymentFailed <- KeyError")
 
 
+async def test_a_cause_that_is_told_in_full_needs_no_frames_of_who_wrapped_it(edge):
+    values = [raised("KeyError", "main", "pay", "price"), raised("PaymentFailed", "main", "guarded")]
+    await edge.envelope(("event", event(exception={"values": values})), headers={"event_id": EVENT_ID})
+    values = [raised("KeyError", "run", "work", "price"), raised("ExecutionException", "main", "wait")]
+    values[0]["stacktrace"]["frames"][0] |= {"in_app": False}
+    await edge.envelope(("event", event(exception={"values": values}, platform="java", event_id="b" * 32)), headers={"event_id": "b" * 32})
+    assert [[frame.function for frame in signal.frames] for signal in edge.signals] == [["main", "pay", "price"], ["run", "work", "price"]]
+
+
 async def test_what_was_being_handled_when_another_exception_was_raised_is_not_its_cause(edge):
     values = [raised("KeyError", "price", mechanism={"type": "chained", "source": "__context__"}), raised("NameError", "handle", "report")]
     await edge.envelope(("event", event(exception={"values": values})), headers={"event_id": EVENT_ID})

@@ -94,11 +94,16 @@ class Alternative:
 
 @dataclass(frozen=True)
 class Stack:
-    """A signal's exceptions, from the surface to the root, and its frames, outermost first; read from its text where it came as text."""
+    """A signal's exceptions, from the surface to the root, and its frames, outermost first; read from its text where it came as text.
+
+    ``cause`` and ``whole_cause`` are the root cause's own stack, as in `traces.Trace`.
+    """
 
     types: tuple[str, ...]
     message: str
     frames: tuple[StackFrame, ...]
+    cause: tuple[StackFrame, ...] = ()
+    whole_cause: tuple[StackFrame, ...] = ()
 
     @property
     def root(self) -> str:
@@ -147,9 +152,19 @@ def alternatives(signal: Signal, found: Fingerprint, *, rules: Rules = NO_RULES)
         key = _key("exception", _system_parts(signal, stack, rules)[0])
         others.append(Alternative(key, "all frames are those of earlier signals, whichever of them are the product's own", record=True))
         if len(stack.types) > 1:
+            others.extend(_of_cause(signal, stack, found, rules))
             others.extend(_unwrapped(found))
     others.append(Alternative(earlier.key(signal), f"same fingerprint by version {earlier.VERSION}", record=False))
     return tuple(others)
+
+
+def _of_cause(signal: Signal, stack: Stack, found: Fingerprint, rules: Rules) -> Iterator[Alternative]:
+    """The root cause's own stack: without who waited for it in another thread and wrapped it, and without a layer of many functions."""
+    for frames, itself in ((stack.whole_cause, False), (stack.cause, True)):
+        own = collapse(rules.own_places(frames))
+        bare = _of_places(signal.service, stack.root, own, runaway=False) if own else None
+        if bare is not None and bare.key != found.key:
+            yield Alternative(bare.key, "the root cause's own stack is the same", record=True, itself=itself)
 
 
 def _unwrapped(found: Fingerprint) -> Iterator[Alternative]:
@@ -218,11 +233,11 @@ def stack_of(signal: Signal) -> Stack:
         read = traces.parse(signal.body) if not signal.frames and "\n" in signal.body else None
         if read is None:
             return Stack(types, said, _told_apart(signal.frames))
-        return Stack(read.types or types, read.messages[-1] if read.messages else said, read.frames)
+        return Stack(read.types or types, read.messages[-1] if read.messages else said, read.frames, read.cause, read.whole_cause)
     if "\n" in signal.body and signal.kind in (SignalKind.EXCEPTION, SignalKind.LOG, SignalKind.CUSTOM):
         read = traces.parse(signal.body)
         if read is not None:
-            return Stack(read.types, read.messages[-1] if read.messages else signal.title, read.frames)
+            return Stack(read.types, read.messages[-1] if read.messages else signal.title, read.frames, read.cause, read.whole_cause)
     return Stack(_types(signal) if signal.kind is SignalKind.EXCEPTION else (), signal.title, ())
 
 

@@ -102,11 +102,17 @@ _HINT = re.compile(
 
 @dataclass(frozen=True)
 class Trace:
-    """``types`` and ``messages`` from the surface to the root; ``frames`` outermost first."""
+    """``types`` and ``messages`` from the surface to the root; ``frames`` outermost first.
+
+    ``cause``: where another exception wraps the root cause, its own stack as it is told. ``whole_cause``: with the outer frames that are
+    left out of it; empty where the language ends a cause's stack at what caught it.
+    """
 
     types: tuple[str, ...]
     messages: tuple[str, ...]
     frames: tuple[StackFrame, ...]
+    cause: tuple[StackFrame, ...] = ()
+    whole_cause: tuple[StackFrame, ...] = ()
 
 
 def may_hold_trace(text: str) -> bool:
@@ -123,7 +129,7 @@ def parse(text: str) -> Trace | None:
     for read in _readers(text):
         parts = [part for part in read(lines) if part.frames or part.type]
         if any(part.frames for part in parts):
-            return _joined(parts[:CAUSES_MAX])
+            return _joined(parts[:CAUSES_MAX], whole=read not in (_python, _net))
     return None
 
 
@@ -186,17 +192,24 @@ def _readers(text: str) -> Sequence[Callable[[list[str]], Iterable[_Part]]]:
     return (_javascript, _net) if _JS_HINT.search(text) else (_net, _jvm, _javascript)
 
 
-def _joined(parts: list[_Part]) -> Trace:
+def _joined(parts: list[_Part], *, whole: bool) -> Trace:
     """Surface first. A cause's frames come after those that led to it."""
     frames: list[StackFrame] = []
     seen: set[tuple[str, str, str]] = set()
+    complete: list[StackFrame] = []
     for part in parts:
         own = part.frames or []
         fresh = [frame for frame in own if (frame.module, frame.file, frame.function) not in seen] if seen else own
         frames.extend(fresh)
         seen.update((frame.module, frame.file, frame.function) for frame in own)
+        complete = [*complete[: part.elided], *own]
+    cause = tuple(parts[-1].frames or ())[-FRAMES_MAX:] if len(parts) > 1 else ()
     return Trace(
-        tuple(part.type for part in parts if part.type), tuple(part.message for part in parts if part.type), tuple(frames[-FRAMES_MAX:])
+        tuple(part.type for part in parts if part.type),
+        tuple(part.message for part in parts if part.type),
+        tuple(frames[-FRAMES_MAX:]),
+        cause,
+        tuple(complete[-FRAMES_MAX:]) if cause and whole else (),
     )
 
 

@@ -32,6 +32,8 @@ LEVELS = {"fatal": Severity.FATAL, "error": Severity.ERROR, "warning": Severity.
           "debug": Severity.DEBUG, "sample": Severity.DEBUG}  # fmt: skip
 # Clients that do not say what is their own code: paths of installed packages and of the language itself are not.
 NOT_IN_APP = re.compile(r"(^|/)(site-packages|dist-packages|node_modules|vendor|\.venv|lib/python\d)(/|$)|^(node:|<frozen )")
+# Where each cause has its whole stack, unless it is cut off in the product's own code. In others it ends at what caught it.
+WHOLE_CAUSES = frozenset({"java", "ruby", "node", "javascript", "php"})
 UNUSED = {
     "transaction": "exposure is taken from sessions; transactions would count the same requests again",
     "attachment": "attachments are not kept",
@@ -236,22 +238,31 @@ def _frames(event: dict[str, Any], exceptions: list[dict[str, Any]]) -> Iterator
     """The frames of what reached the surface, outermost first, and then those of its causes that are not among them.
 
     So the end is where it really happened, and an exception has the same frames whether or not a layer wrapped it. A stack without a frame
-    of the product's own counts only where there is no other.
+    of the product's own counts only where there is no other. A root cause that is told in full, from where the surfaced one's stack or a
+    thread begins, needs none of the others' frames: they are of who waited for it and wrapped it, maybe in another thread.
     """
     if exceptions:
         stacks = [_stack(item.get("stacktrace")) for item in reversed(exceptions)]
         own = [stack for stack in stacks if any(frame.in_app for frame in stack)] or [stack for stack in stacks if stack][:1]
+        if len(own) > 1:
+            surfaced, cause = own[0][0], own[-1][0]
+            if _where(cause) == _where(surfaced) or (event.get("platform") in WHOLE_CAUSES and not cause.in_app):
+                own = own[-1:]
         found: list[StackFrame] = []
         seen: set[tuple[str, str, str]] = set()
         for stack in own:
-            found.extend(frame for frame in stack if (frame.module, frame.file, frame.function) not in seen)
-            seen.update((frame.module, frame.file, frame.function) for frame in stack)
+            found.extend(frame for frame in stack if _where(frame) not in seen)
+            seen.update(_where(frame) for frame in stack)
         yield from found[-FRAMES_MAX:]  # the end is where it happened
         return
     stacks = [_stack(item.get("stacktrace")) for item in _values(event.get("threads")) if isinstance(item, dict)]
     stacks.append(_stack(event.get("stacktrace")))
     chosen = next((stack for stack in stacks if any(frame.in_app for frame in stack)), next((stack for stack in stacks if stack), []))
     yield from chosen[-FRAMES_MAX:]
+
+
+def _where(frame: StackFrame) -> tuple[str, str, str]:
+    return frame.module, frame.file, frame.function
 
 
 def _stack(value: Any) -> list[StackFrame]:
