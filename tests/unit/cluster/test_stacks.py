@@ -302,6 +302,17 @@ def test_a_function_that_has_waited_goes_on_under_its_own_name(module, function,
     assert place(StackFrame(module=module, function=function)) == expected
 
 
+def test_browsers_that_name_a_function_in_their_own_ways_tell_of_one_place():
+    for chrome, firefox, safari in (
+        ("Cart.total", "total", "total"),
+        ("<anonymous>", "pay/<", ""),
+        ("Object.onPress [as onClick]", "onPress", "onPress"),
+    ):
+        assert len({place(StackFrame(file="src/Cart.tsx", function=name)) for name in (chrome, firefox, safari)}) == 1
+    assert place(StackFrame(file="src/cart.py", function="Cart.total")) == "src/cart.py:Cart.total"
+    assert file_name("app:///src/shop/Cart.tsx") == file_name("webpack-internal:///(ssr)/./src/shop/Cart.tsx") == "src/shop/Cart.tsx"
+
+
 def test_packages_of_one_tree_keep_their_files_apart():
     assert file_name("/home/ann/shop/packages/cart/src/index.ts") != file_name("/home/ann/shop/packages/order/src/index.ts")
     assert file_name("/app/cart/src/main.rs") != file_name("/app/order/src/main.rs")
@@ -424,9 +435,9 @@ NET = """System.InvalidOperationException: Der Vorgang ist ungültig. ---> Syste
         (
             NODE,
             ("TypeError",),
-            ["node:internal/process/task_queues:process.processTicksAndRejections", "src/page.js:onClick", "src/Cart.tsx:Cart.total"],
+            ["node:internal/process/task_queues:process.processTicksAndRejections", "src/page.js:onClick", "src/Cart.tsx:total"],
         ),
-        (GECKO, (), ["src/b.js:onClick<lambda>", "src/a.js:total"]),
+        (GECKO, (), ["src/b.js:<anonymous>", "src/a.js:total"]),
         (GO, ("panic",), ["shop/main.go:main.main<lambda>", "shop/cart.go:main.(*Cart).Total"]),
         (RUBY, ("ZeroDivisionError",), ["bin/run:<module>", "app/order.rb:checkout", "app/order.rb:total"]),
         (NET, ("InvalidOperationException", "NullReferenceException"), ["Shop.App:Main", "Shop.Cart:Total<lambda>"]),

@@ -189,6 +189,7 @@ _TREE_NAME = re.compile(
     r"|^(?:[^/]{1,200}/){0,6}?(?=([^/]{1,200})/\1/)\1/"  # `shop/shop/models.py`: the checkout of a package of its name
 )
 _PACKAGE_ROOT = re.compile(r"^.{0,400}?(?:site-packages|dist-packages|node_modules|gems|pkg/mod)/")
+_NO_HOST = re.compile(r"^(?:file://(/)|[a-z][a-z0-9+.-]{1,15}:///(?:\([\w-]{1,40}\)/\./)?)")  # after three slashes comes a path
 _JS = re.compile(r"\.[cm]?jsx?$")
 MINIFIED_LINE_MAX = 5  # a bundle is a few very long lines, so that its columns are in the thousands
 MINIFIED_COLUMN_MIN = 300
@@ -198,7 +199,7 @@ MINIFIED_NAME_CHARS_MAX = 2
 @lru_cache(REMEMBERED_MAX)
 def file_name(path: str) -> str:
     """A source file's path as two releases share it: without host, query, hash, version and the folders above the project."""
-    text = _QUERY.sub("", path.replace("\\", "/"))
+    text = _NO_HOST.sub(r"\1", _QUERY.sub("", path.replace("\\", "/")))
     text = _in_its_tree(re.sub(r"^[A-Za-z]:(?=/)", "", text))
     text = _PACKAGE_ROOT.sub("", _MIXED_HASH.sub("*", _HASHED.sub("*", _NAMED_BUNDLE.sub(".*", text))))
     return _CHUNK_NUMBER.sub("*", normalise_file(text))
@@ -218,6 +219,16 @@ def _is_bundle(path: str) -> bool:
     return _BUNDLE.search(_QUERY.sub("", path)) is not None
 
 
+_SCRIPT = re.compile(r"\.(?:[cm]?[jt]sx?|vue|svelte)(?:[?#].{0,512})?$")
+
+
+def _as_browsers_share_it(name: str) -> str:
+    """Chrome says `Cart.total` where others say `total`, and Firefox says in what a function without a name is."""
+    if name.endswith(LAMBDA):
+        return ANONYMOUS
+    return name if name in UNTELLING else name.partition(" ")[0].rpartition(".")[2] or name
+
+
 _STATE_MACHINE = re.compile(r"^(.{1,300})[.+]<(\w{1,128})>d__\d{1,6}(?:`\d{1,3})?$")
 
 
@@ -235,6 +246,8 @@ def _place(module: str, file: str, function: str, minified: bool) -> str:
     name = MINIFIED if minified and len(function.rpartition(".")[2]) <= MINIFIED_NAME_CHARS_MAX else function_name(function)
     if not name:
         return ""
+    if _SCRIPT.search(file or module):
+        name = _as_browsers_share_it(name)
     where = (
         function_name(module) if module and not module.startswith(("http:", "https:")) and "/" not in module else file_name(module or file)
     )

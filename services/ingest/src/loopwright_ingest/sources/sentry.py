@@ -245,8 +245,9 @@ def _frames(event: dict[str, Any], exceptions: list[dict[str, Any]]) -> Iterator
         stacks = [_stack(item.get("stacktrace")) for item in reversed(exceptions)]
         own = [stack for stack in stacks if any(frame.in_app for frame in stack)] or [stack for stack in stacks if stack][:1]
         if len(own) > 1:
-            surfaced, cause = own[0][0], own[-1][0]
-            if _where(cause) == _where(surfaced) or (event.get("platform") in WHOLE_CAUSES and not cause.in_app):
+            surfaced, cause = [_where(frame) for frame in own[0]], own[-1][0]
+            apart = event.get("platform") in WHOLE_CAUSES and not cause.in_app and _where(cause) not in surfaced
+            if apart or _where(cause) == surfaced[0]:
                 own = own[-1:]
         found: list[StackFrame] = []
         seen: set[tuple[str, str, str]] = set()
