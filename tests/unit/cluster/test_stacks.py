@@ -176,6 +176,15 @@ def test_a_cause_gets_back_the_outer_frames_that_java_leaves_out():
     assert [place(frame) for frame in found.cause] == ["com.acme.shop.Price:of"]
 
 
+def test_an_exception_is_found_again_without_the_outermost_frames_of_a_layer():
+    frames = [("shop/checkout.py", "pay"), ("shop/pricing.py", "convert")]
+    wrapped = exception(
+        [("shop/gateway.py", "serve"), ("shop/gateway.py", "guard"), *frames], labels={"exception.chain": "ValueError <- ValueError"}
+    )
+    assert key(frames) in {other.key for other in alternatives(wrapped, fingerprint(wrapped)) if other.record and other.itself}
+    assert key(frames[1:]) not in {other.key for other in alternatives(wrapped, fingerprint(wrapped))}
+
+
 def test_all_frames_are_another_key_for_clients_that_do_not_know_their_own():
     frames = [{"file": "a.py", "function": name, "in_app": name != "two"} for name in ("one", "two", "three")]
     known, unknown = exception(frames), exception([{**frame, "in_app": False} for frame in frames])
@@ -311,6 +320,14 @@ def test_browsers_that_name_a_function_in_their_own_ways_tell_of_one_place():
         assert len({place(StackFrame(file="src/Cart.tsx", function=name)) for name in (chrome, firefox, safari)}) == 1
     assert place(StackFrame(file="src/cart.py", function="Cart.total")) == "src/cart.py:Cart.total"
     assert file_name("app:///src/shop/Cart.tsx") == file_name("webpack-internal:///(ssr)/./src/shop/Cart.tsx") == "src/shop/Cart.tsx"
+
+
+def test_what_firefox_and_safari_say_before_a_name_is_not_in_it():
+    text = """TypeError: x is undefined
+total@./src/cart.js:3:1
+setTimeout handler*pay@https://shop.io/src/pay.js:9:2
+global code@https://shop.io/src/main.js:1:1"""
+    assert [place(frame) for frame in parse(text).frames] == ["src/main.js:<anonymous>", "src/pay.js:pay", "src/cart.js:total"]
 
 
 def test_packages_of_one_tree_keep_their_files_apart():

@@ -28,6 +28,8 @@ from loopwright_cluster.grouping.vocabulary import words
 VERSION = "2"  # part of every key: fingerprints of another version never meet these
 TELLING_MIN = 3  # where no frame is in-app: fewer places than this are a library's door, through which many problems come
 UNWRAPPED_MAX = 12  # frames that are tried; only for an exception that wraps another and is not known
+LAYER_MAX = 3  # outermost functions that may all be of the layer
+TOLD_MIN = 2  # that then have to be left
 KEYS_REMEMBERED_MAX = 8_192  # of log templates, 200 bytes each
 CUT_TITLE_CHARS = 400  # a title of this length may be the beginning of a longer line, which the body then holds
 
@@ -168,11 +170,14 @@ def _of_cause(signal: Signal, stack: Stack, found: Fingerprint, rules: Rules) ->
 
 
 def _unwrapped(found: Fingerprint) -> Iterator[Alternative]:
-    """The stack without any one of its outer frames: the layer that wrapped the exception may have put its own function there."""
+    """The stack without any one of its outer frames, or the first few: the layer that wrapped the exception may have put them there."""
     head, places = found.parts[:3], found.parts[3:]
     for number, item in enumerate(places[:-1][:UNWRAPPED_MAX]):
         reason = f"the same but for {item}, which may be the layer that wrapped it"
         yield Alternative(_key("exception", (*head, *places[:number], *places[number + 1 :])), reason, record=True, itself=True)
+    for count in range(2, min(LAYER_MAX, len(places) - TOLD_MIN) + 1):
+        reason = f"the same but for {', '.join(places[:count])}, which may be the layer that wrapped it"
+        yield Alternative(_key("exception", (*head, *places[count:])), reason, record=True, itself=True)
 
 
 def _key(rule: str, parts: Iterable[str]) -> str:

@@ -48,7 +48,10 @@ _JS_HEAD = re.compile(
     r"^(?:Uncaught |\s{0,8}\[?cause\]?: |Caused by: )?(?:\(in promise\) )?"
     r"((?:[A-Z]\w{0,80}\.)?[A-Z]\w{0,80}(?:Error|Exception)?)(?: \[\w{1,40}\])?(?:: (.{0,400}))?$"
 )
-_GECKO_FRAME = re.compile(r"^\s{0,8}([^@\s]{0,200})@((?:[a-z][a-z0-9+.-]{1,20}:/{1,3}|/|\.{0,2}/)[^\s]{1,400}?):(\d{1,8})(?::(\d{1,8}))?$")
+_GECKO_FRAME = re.compile(
+    r"^\s{0,8}(?:(?:[a-zA-Z ]{1,30}\*){1,3}|(?:global|module|eval) code(?=@))?([^@\s]{0,200})"
+    r"@((?:[a-z][a-z0-9+.-]{1,20}:/{1,3}|/|\.{0,2}/)[^\s]{1,400}?):(\d{1,8})(?::(\d{1,8}))?$"
+)
 _GO_RECOVERED = re.compile(r" \[recovered[^\]]{0,20}\]$")
 _GO_START = re.compile(
     r"^(?:(?:.{0,80}http: )?panic(?: serving \S{1,80})?: (.{0,400})|"
@@ -95,7 +98,7 @@ _JVM_HINT = re.compile(r"\(\w{1,120}\.(?:java|kts?|scala|groovy|clj)(?::|\))|\(N
 _JS_HINT = re.compile(r":\d{1,8}:\d{1,8}\)?\s{0,4}(?:\n|$)")
 _HINT = re.compile(
     r"Traceback \(most|^\s{1,16}at |\n\s{1,16}at |goroutine \d|"
-    r":in [`']|@(?:https?|file|webpack|app)[\w-]*:/|\.go:\d|panicked at |#0\s|(?:^|\n)0 {1,6}\S|\*\* \("
+    r":in [`']|@(?:(?:https?|file|webpack|app|capacitor|ionic)[\w-]*:/|\.{0,2}/)|\.go:\d|panicked at |#0\s|(?:^|\n)0 {1,6}\S|\*\* \("
     r"|\n {3}[^\W\d_]{1,10}:? [\w<>`+$]{1,160}\.[\w<>`+$.|\[\]-]{1,300}\("
 )
 
