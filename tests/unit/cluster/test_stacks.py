@@ -203,6 +203,40 @@ def test_the_message_counts_only_where_no_frame_tells_a_place():
     assert key([], exception_value="timeout after 3s") == key([], exception_value="timeout after 9s") != key([], exception_value="refused")
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        (
+            "Cannot read properties of undefined (reading 'total')",
+            "Cannot read property 'total' of undefined",
+            'can\'t access property "total", e is undefined',
+            "undefined is not an object (evaluating 't.total')",
+        ),
+        ("e.total is not a function", "t.a.total is not a function. (In 't.a.total()', 't.a.total' is undefined)"),
+        ("total is not defined", "Can't find variable: total"),
+    ],
+)
+def test_what_browsers_say_of_one_mistake_in_a_bundle_is_one_message(said):
+    frame = {"file": "https://cdn.example/static/js/main.3f2a1b9c.js", "function": "t", "line": 1, "column": 4_022}
+    assert len({key([frame], exception_type="TypeError", exception_value=text) for text in said}) == 1
+    assert key([frame], exception_value=said[0]) != key([frame], exception_value=said[0].replace("total", "price"))
+
+
+def test_in_a_bundle_the_message_counts_where_the_function_that_raised_has_no_name():
+    frame = {"file": "https://cdn.example/static/js/main.3f2a1b9c.js", "line": 1, "column": 4_022}
+
+    def raised(said, *names, file="main"):
+        return key([{**frame, "file": frame["file"].replace("main", file), "function": name} for name in names], exception_value=said)
+
+    assert raised("cart is gone", "onClick", "t") != raised("price is gone", "onClick", "t")
+    assert (
+        raised("cart is gone", "onClick", "t") == raised("cart is gone", "onClick", "?") == raised("cart is gone", "onClick", "<anonymous>")
+    )
+    assert raised("cart is gone", "onClick", "total") == raised("price is gone", "onClick", "total")
+    assert is_foreign("", frame["file"].replace("main", "vendor"))
+    assert file_name("https://cdn.example/v20261126/assets/index.js") == file_name("https://cdn.example/v20261127/assets/index.js")
+
+
 def test_a_translated_message_without_frames_is_known_by_its_code():
     assert key([], exception_value="[Errno 2] No such file: 'a'") == key([], exception_value="[Errno 2] Datei nicht gefunden: 'b'")
     assert key([], exception_value="[Errno 2] No such file: 'a'") != key([], exception_value="[Errno 13] Permission denied: 'a'")
@@ -328,6 +362,12 @@ total@./src/cart.js:3:1
 setTimeout handler*pay@https://shop.io/src/pay.js:9:2
 global code@https://shop.io/src/main.js:1:1"""
     assert [place(frame) for frame in parse(text).frames] == ["src/main.js:<anonymous>", "src/pay.js:pay", "src/cart.js:total"]
+
+
+def test_a_file_with_two_names_is_no_bundle():
+    names = ("app.controller.js", "app.service.js", "index.handler.js", "main.routes.js")
+    assert [file_name(f"dist/{name}") for name in names] == [f"dist/{name}" for name in names]
+    assert place(StackFrame(file="dist/app.service.js", function="f")) == "dist/app.service.js:f"
 
 
 def test_packages_of_one_tree_keep_their_files_apart():

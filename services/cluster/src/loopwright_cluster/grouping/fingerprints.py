@@ -19,7 +19,7 @@ from loopwright_common.contracts.signals import Signal, SignalKind, StackFrame
 from loopwright_common.workloads import workload_of
 
 from loopwright_cluster.grouping import earlier, traces
-from loopwright_cluster.grouping.frames import collapse, cycle, function_name, tells
+from loopwright_cluster.grouping.frames import MINIFIED, collapse, cycle, function_name, tells
 from loopwright_cluster.grouping.logs import Templates, shape, template_id
 from loopwright_cluster.grouping.normalise import normalise_text, parameterise
 from loopwright_cluster.grouping.rules import NO_RULES, Rules, expanded
@@ -57,6 +57,20 @@ _RUNAWAY = re.compile(
 # What stays when a message is translated: the codes of operating systems and databases.
 _STABLE_CODE = re.compile(
     r"\[Errno -?\d{1,5}\]|\[WinError \d{1,5}\]|SQLSTATE\[\w{5}\]|\bORA-\d{5}\b|\b0x8[0-9A-Fa-f]{7}\b|\bE[A-Z]{4,15}\b(?=[:,]| )"
+)
+# What browsers say of one mistake, each in its own words, with the name that the program has: what is before it (`e.total`) is a
+# minifier's.
+_ENGINES = (
+    (
+        "{} of nothing",
+        re.compile(
+            r"^Cannot (?:read|set) propert(?:y|ies) (?:'(\w{1,80})' )?of (?:undefined|null)(?: \((?:reading|setting) '(\w{1,80})'\))?$"
+            r"|^can't access property \"?(\w{1,80})\"?(?:, .{1,200})? is (?:undefined|null)"
+            r"|^(?:undefined|null) is not an object \(evaluating '[^']{0,200}?(\w{1,80})(?: = [^']{0,80})?'\)$"
+        ),
+    ),
+    ("{} is not a function", re.compile(r"^(?:[^\s']{0,200}\.)?(\w{1,80}) is not a function(?:$|\. \(In ')")),
+    ("{} is not defined", re.compile(r"^(?:Can't find variable: (\w{1,80})|(\w{1,80}) is not defined)$")),
 )
 _LOG_KINDS = frozenset({SignalKind.LOG, SignalKind.CUSTOM})
 
@@ -285,7 +299,7 @@ def _exception(signal: Signal, stack: Stack, rules: Rules) -> Fingerprint:
     runaway = kind in RUNAWAY_TYPES or _RUNAWAY.search(stack.message, 0, RUNAWAY_CHARS) is not None
     found = _of_places(signal.service, kind, tuple(own), runaway=runaway)
     if found is None:
-        # A bundle without its source map: every place has the name of no place, so the words have to tell.
+        # A bundle without its source map: where it was raised has no name, so the words have to tell.
         found = _of("exception", ("app", signal.service, kind, _message(stack), *collapse(own)), "app")
     return found
 
@@ -294,6 +308,8 @@ def _exception(signal: Signal, stack: Stack, rules: Rules) -> Fingerprint:
 def _of_places(service: str, kind: str, own: tuple[str, ...], *, runaway: bool) -> Fingerprint | None:
     """The fingerprint by the product's own places, or None when none of them tells anything."""
     places = (cycle(own) if runaway else ()) or collapse(own)
+    if places[-1].endswith(f":{MINIFIED}"):
+        return None  # raised where no name tells what it is: those further out are of many a mistake
     return _of("exception", ("app", service, kind, *places), "app") if any(tells(item) for item in places) else None
 
 
@@ -308,7 +324,13 @@ def _system_parts(signal: Signal, stack: Stack, rules: Rules) -> tuple[tuple[str
 
 def _message(stack: Stack) -> str:
     codes = _STABLE_CODE.findall(stack.message[:1_000])
-    return " ".join(codes) if codes else parameterise(stack.message)
+    if codes:
+        return " ".join(codes)
+    said = stack.message[:1_000].removeprefix("Uncaught ").removeprefix(f"{stack.root}: ")
+    for form, pattern in _ENGINES:
+        if found := pattern.match(said):
+            return form.format(next(filter(None, found.groups()), ""))
+    return parameterise(stack.message)
 
 
 def in_app_frames(signal: Signal, rules: Rules = NO_RULES) -> tuple[str, ...]:

@@ -47,6 +47,7 @@ _FOREIGN_FILE = re.compile(
     r"|@v\d{1,4}\.[\w.+-]{1,60}/|(?:^|/)vendor/(?:[\w-]{1,60}\.[a-z]{2,8}/|[\w.-]{1,60}/[\w.-]{1,60}/.{1,300}\.php$)"
     r"|^(?:/usr)?/lib(?:32|64)?/|^lib(?:c|m|dl|rt|pthread|stdc\+\+|c\+\+(?:abi)?|gcc_s|dispatch|objc|swift\w{0,40}|system_\w{1,40})"
     r"(?:[\d.-][\w.-]{0,40}?)?\.(?:so|dylib|tbd)|^/build/glibc|^\.{1,2}/(?:sysdeps|nptl|csu)/|/include/c\+\+/|^dart:|^package:flutter/|^org-dartlang-sdk:|(?:^|/)deps/\w{1,60}/lib/"
+    r"|(?:^|/)(?:chunk-)?(?:vendors?|framework|polyfills)[-.~](?=[0-9A-Za-z_-]{0,39}\d)[0-9A-Za-z_-]{6,40}(?:\.chunk)?\.m?js$"
 )
 _FOREIGN_MODULE = re.compile(
     r"^(?:java|javax|jdk|sun|com\.sun|jakarta|kotlin|kotlinx|scala|akka|groovy|clojure|dalvik|android|androidx|org\.(?:springframework"
@@ -165,12 +166,14 @@ def function_name(name: str) -> str:
 
 
 _BUNDLE = re.compile(
-    r"\.min\.m?js$|(?:^|[/.-])(?:bundle|chunk|vendors?|runtime|polyfills|main|app|index)[-.~][0-9A-Za-z_-]{5,40}\.(?:chunk\.)?m?js$"
+    r"\.min\.m?js$|(?:^|[/.-])(?:bundle|chunk|vendors?|runtime|polyfills|main|app|index)[-.~]"
+    r"(?=[0-9A-Za-z_-]{0,39}\d|[0-9A-Za-z_-]{0,7}[a-z][A-Z])[0-9A-Za-z_-]{5,40}\.(?:chunk\.)?m?js$|\.bundle\.m?js$"
     r"|\.chunk\.m?js$|(?:^|/)(?:bundle|vendors?)\.m?js$|(?:^|/)\d{1,6}\.[0-9a-f]{6,40}\.m?js$|[-.](?=[0-9A-Za-z_-]{0,39}\d)[0-9A-Za-z_-]{8,40}\.m?js$"
 )
 _QUERY = re.compile(r"[?#].{0,512}$")
 _NAMED_BUNDLE = re.compile(
-    r"(?:(?<=main)|(?<=app)|(?<=index)|(?<=bundle)|(?<=chunk)|(?<=vendor)|(?<=vendors)|(?<=runtime))[-.~][0-9A-Za-z_-]{5,40}"
+    r"(?:(?<=main)|(?<=app)|(?<=index)|(?<=bundle)|(?<=chunk)|(?<=vendor)|(?<=vendors)|(?<=runtime))[-.~]"
+    r"(?=[0-9A-Za-z_-]{0,39}\d|[0-9A-Za-z_-]{0,7}[a-z][A-Z])[0-9A-Za-z_-]{5,40}"
     r"(?=\.(?:chunk\.)?m?js$)"
 )
 _CHUNK_NUMBER = re.compile(r"(?:^|(?<=/))\d{1,6}(?=\.(?:\*\.)?(?:chunk\.)?m?js$)")
@@ -190,6 +193,7 @@ _TREE_NAME = re.compile(
 )
 _PACKAGE_ROOT = re.compile(r"^.{0,400}?(?:site-packages|dist-packages|node_modules|gems|pkg/mod)/")
 _NO_HOST = re.compile(r"^(?:file://(/)|[a-z][a-z0-9+.-]{1,15}:///(?:\([\w-]{1,40}\)/\./)?)")  # after three slashes comes a path
+_RELEASE_FOLDER = re.compile(r"(?:^|(?<=/))v\d{6,20}/")
 _JS = re.compile(r"\.[cm]?jsx?$")
 MINIFIED_LINE_MAX = 5  # a bundle is a few very long lines, so that its columns are in the thousands
 MINIFIED_COLUMN_MIN = 300
@@ -202,7 +206,7 @@ def file_name(path: str) -> str:
     text = _NO_HOST.sub(r"\1", _QUERY.sub("", path.replace("\\", "/")))
     text = _in_its_tree(re.sub(r"^[A-Za-z]:(?=/)", "", text))
     text = _PACKAGE_ROOT.sub("", _MIXED_HASH.sub("*", _HASHED.sub("*", _NAMED_BUNDLE.sub(".*", text))))
-    return _CHUNK_NUMBER.sub("*", normalise_file(text))
+    return _CHUNK_NUMBER.sub("*", normalise_file(_RELEASE_FOLDER.sub("", text)))
 
 
 def _in_its_tree(path: str) -> str:
@@ -248,6 +252,8 @@ def _place(module: str, file: str, function: str, minified: bool) -> str:
         return ""
     if _SCRIPT.search(file or module):
         name = _as_browsers_share_it(name)
+    if minified and name == ANONYMOUS:
+        name = MINIFIED  # whether a function without a name gets one is the minifier's choice too
     where = (
         function_name(module) if module and not module.startswith(("http:", "https:")) and "/" not in module else file_name(module or file)
     )
