@@ -46,7 +46,7 @@ def signal_of(number: int, row: Mapping[str, Any], kind: SignalKind) -> Signal:
     title, text = str(row.get("title") or ""), str(row.get("text") or "")
     if kind is SignalKind.LOG:
         text = "\n".join(filter(None, (title, text)))
-    frames = tuple(StackFrame(function=str(frame)[:512]) for frame in reversed(list(row.get("frames") or ())[:100]))
+    frames = tuple(frame_of(frame) for frame in reversed(list(row.get("frames") or ())[:100]))
     return Signal(
         id=f"row-{number}",
         project=PROJECT,
@@ -58,6 +58,28 @@ def signal_of(number: int, row: Mapping[str, Any], kind: SignalKind) -> Signal:
         received_at=moment,
         frames=frames,
         exception_value=title[:TITLE_CHARS_MAX] if kind is SignalKind.EXCEPTION else "",
+    )
+
+
+def frame_of(frame: Any) -> StackFrame:
+    """A row's frame: a line of text, or an object with the names that exports have for a frame's parts."""
+    if not isinstance(frame, dict):
+        return StackFrame(function=str(frame)[:512])
+
+    def part(*names: str) -> str:
+        return next((str(frame[name])[:512] for name in names if frame.get(name)), "")
+
+    def number(*names: str) -> int | None:
+        found = part(*names)
+        return int(found) if found.isdecimal() and len(found) < 8 else None
+
+    return StackFrame(
+        file=part("file", "filename", "path", "abs_path", "source", "url", "fileName"),
+        function=part("function", "func", "method", "name", "methodName", "symbol"),
+        module=part("module", "class", "className", "package", "namespace"),
+        line=number("line", "lineno", "line_number", "lineNumber"),
+        column=number("column", "colno", "col", "columnNumber"),
+        in_app=frame.get("in_app", frame.get("inApp", True)) is not False,
     )
 
 

@@ -237,6 +237,12 @@ def test_in_a_bundle_the_message_counts_where_the_function_that_raised_has_no_na
     assert file_name("https://cdn.example/v20261126/assets/index.js") == file_name("https://cdn.example/v20261127/assets/index.js")
 
 
+def test_types_of_native_code_are_read_from_a_title():
+    assert titled("std::out_of_range: no") == "std::out_of_range"
+    assert titled("SIGSEGV: at 0x0") == "SIGSEGV"
+    assert titled("note:: this") == titled("Shop: closed") == ""
+
+
 def test_a_translated_message_without_frames_is_known_by_its_code():
     assert key([], exception_value="[Errno 2] No such file: 'a'") == key([], exception_value="[Errno 2] Datei nicht gefunden: 'b'")
     assert key([], exception_value="[Errno 2] No such file: 'a'") != key([], exception_value="[Errno 13] Permission denied: 'a'")
@@ -678,6 +684,20 @@ def test_dotnet_callers_from_before_a_wait_are_on_the_stack_and_an_aggregates_se
         ("shop/p.py:12:convert", "shop/p.py:convert"),
         ("at total (https://x.io/a.js:1:22)", "a.js:total"),
         ("total@https://x.io/a.js:1:2", "a.js:total"),
+        ("http://localhost:3000/src/a.js?t=1:12:3", "src/a.js:<anonymous>"),
+        ("webpack://shop/./src/a.ts:12 in total", "src/a.ts:total"),
+        ("C:\\build\\src\\Cart.cs:12 in Total", "src/Cart.cs:Total"),
+        ("node:events:254 in emit", "node:events:emit"),
+        ("app/order.rb:block in total", "app/order.rb:total"),
+        ("src/cart.rs:shop::cart::total", "src/cart.rs:shop::cart::total"),
+        ("shop::cart::total::h0123456789abcdef at /app/src/cart.rs:12", "src/cart.rs:shop::cart::total"),
+        ("#3 0x00005570 in shop::Cart::pay(int, char const*) at /build/shop/src/pay.cpp:40", "src/pay.cpp:shop::Cart::pay"),
+        ("lib/shop/cart.ex:12: Shop.Cart.total/2", "lib/shop/cart.ex:Shop.Cart.total/2"),
+        ("#0 /app/app/Cart.php(33): App\\Cart->total()", "app/Cart.php:App\\Cart::total"),
+        ("-[Cart total:] (Cart.m:3)", "Cart.m:-[Cart total:]"),
+        ("__libc_start_main from libc.so.6", "libc.so.6:__libc_start_main"),
+        ("libdispatch.dylib _dispatch_main", "libdispatch.dylib:_dispatch_main"),
+        ("com.acme.Cart$$EnhancerBySpringCGLIB$$1a2b:total", ""),
         ("a.js:10:5", "a.js:<anonymous>"),
         ("github.com/a/b.(*C).D.func1", "github.com/a/b:(*C).D<lambda>"),
         ("app/o.rb:12:in `total'", "app/o.rb:total"),

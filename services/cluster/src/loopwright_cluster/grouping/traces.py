@@ -72,24 +72,32 @@ _NET_FRAME = re.compile(
     r"(?: [^\W\d_]{1,10}:? (.{1,300}?):[^\W\d_]{1,12} ?(\d{1,8}))?$"
 )
 _NET_END = re.compile(r"^\s{1,8}--- .{1,120} ---$")
-# Notations of single frames: `file:12 in function`, `function (file:12)`, `file:12:function`, `file:function:12`.
+# Notations of single frames: `file:12 in function`, `function (file:12)`, `function at file:12`, `file:12:function`, `file:function:12`,
+# `file:12: function`, `file(12): function()`, and of native code `function from library`, `library function`.
 _SOURCE = (
-    r"[^\s:()]{1,300}\.(?:py|rb|erb|php|java|kts?|scala|groovy|clj|[cm]?[jt]sx?|vue|svelte|go|rs|cs|fs|vb|c|cc|cpp|hpp?|mm?|swift|exs?|erl|lua"
-    r"|pl|dart)"
+    r"(?:(?:[a-z][a-z0-9+.-]{1,20}:/{0,3}(?:[\w.-]{1,100}:\d{2,5}/)?|[A-Za-z]:)?[^\s:()]{1,300}\.(?:py|rb|erb|php|java|kts?|scala|groovy|clj|[cm]?[jt]sx?|vue|svelte|go|rs"
+    r"|cs|fs|vb|c|cc|cpp|hpp?|mm?|swift|exs?|erl|lua|pl|dart)(?:\?[^\s:()]{0,100})?|(?:node|dart):[\w/-]{1,100}|<anonymous>)"
 )
-_IN_FILE = re.compile(rf"^({_SOURCE})(?::(\d{{1,8}}))?(?::\d{{1,8}})?,? in (\S.{{0,200}})$")
-_OF_FILE = re.compile(rf"^(\S{{1,300}}?) ?[(\[]({_SOURCE})(?::(\d{{1,8}}))?(?::\d{{1,8}})?[)\]]$")
+_NUMBER = re.compile(r"^#\d{1,4}\s{1,8}(?:0x[0-9a-f]{1,16} in )?")
+_IN_FILE = re.compile(rf"^({_SOURCE})(?::(\d{{1,8}}))?(?::\d{{1,8}})?,? in (\S.{{0,300}})$")
+_BEFORE_FILE = re.compile(rf"^(\S.{{0,300}}) at ({_SOURCE})(?::(\d{{1,8}}))?(?::\d{{1,8}})?$")
+_OF_FILE = re.compile(rf"^((?!\()\S.{{0,300}}?|) ?[(\[]({_SOURCE})(?::(\d{{1,8}}))?(?::\d{{1,8}})?[)\]]$")
 _FILE_FUNCTION = re.compile(
     rf"^({_SOURCE})(?::(\d{{1,8}}))?(?::\d{{1,8}})?(?::([^\d\s:][^\s:]{{0,200}}))?(?::\d{{1,8}})?(?:\s([^\s:]{{1,200}}))?$"
 )
+_FILE_LINE_CALL = re.compile(rf"^({_SOURCE})(?:\((\d{{1,8}})\)|:(\d{{1,8}})): (\S.{{0,300}})$")
+_FILE_ANY_FUNCTION = re.compile(rf"^({_SOURCE}):(?!\d)(\S.{{0,300}}?)(?::\d{{1,8}})?$")
+_MODULE_FUNCTION = re.compile(r"^((?:[\w$]{1,100}\.){1,12}[\w$]{1,120}):([^\s:/\d][^\s:/]{0,200})$")
+_LIBRARY = r"(\S{1,300}\.(?:so|dylib|dll)\S{0,20})"
+_OF_LIBRARY = re.compile(rf"^(?:(\S.{{0,300}}) from {_LIBRARY}|{_LIBRARY} (\S.{{0,300}}))$")
 _GO_PACKAGE = re.compile(r"^((?:[\w.~@%-]{1,100}/){1,12}[\w%-]{1,100})\.(\S{1,200})$")
 _GO_NAME = re.compile(r"/[\w.-]{1,100}\.|\(\*\w|\.func\d|\$\$Lambda")
 # `Fehler: ...` is how a person's language says that something failed: a type is qualified, or ends as types do, or has two humps.
 _TITLED = re.compile(
     r"^(?:Uncaught |Unhandled exception[.:]? |Unhandled \w{1,20}: |Exception in thread \"[^\"]{0,200}\" |\(in promise\) ){0,2}"
-    r"((?:[A-Za-z_][\w$]{0,100}(?:\.|::|\\)){1,12}[A-Z][\w$]{1,120}"
+    r"((?:[A-Za-z_][\w$]{0,100}(?:\.|::|\\)){1,12}[A-Z][\w$]{1,120}|(?:[A-Za-z_]\w{0,60}::){1,6}\w{1,80}"
     r"|[A-Z][\w$]{0,120}(?:Error|Exception|Fault|Failure|Failed|Warning|Interrupt|Timeout|Exit|Overflow)"
-    r"|[A-Z][a-z\d]{1,40}(?:[A-Z][a-z\d]{1,40}){1,6}|Error|Exception|panic|fatal error)(?=: |:?$)"
+    r"|SIG[A-Z]{2,8}|EXC_[A-Z_]{3,30}|[A-Z][a-z\d]{1,40}(?:[A-Z][a-z\d]{1,40}){1,6}|Error|Exception|panic|fatal error)(?=: |:?$)"
 )
 _CAUSED_BY = re.compile(r"^.{0,200}?[Cc]aused by:? ((?:[A-Za-z_][\w$]{0,100}[.:\\]{1,2}){0,12}[A-Z][\w$]{1,120})(?=:|$|\s)")
 _RUBY_LOGGED = re.compile(r"^(?:.{0,200}[\]:] )?((?:[A-Z]\w{0,80}::){0,8}[A-Z]\w{0,80}) \((.{0,400})\):?$")  # as Rails logs it
@@ -138,20 +146,26 @@ def parse(text: str) -> Trace | None:
 
 def frame_of(text: str) -> StackFrame:
     """One frame out of one line, in any of the notations that traces and exports use; what fits none is a function's name."""
-    line = text[:LINE_CHARS_MAX].strip()
+    line = _NUMBER.sub("", text[:LINE_CHARS_MAX].strip()).removeprefix("at ")
     if found := _PY_FRAME.match(line):
         return _frame(found[1], found[3] or "<module>", found[2])
-    at = f"  {line}" if line.startswith("at ") else f"  at {line}"
+    at = f"  at {line}"
     if found := _JAVA_FRAME.match(at):
         return _frame(found[3] if "." in found[3] else "", found[2], found[4], module=found[1].rstrip("."))
     if found := _RUBY_FRAME.match(line):
         return _frame(found[1], found[3], found[2])
     if found := _IN_FILE.match(line):
         return _frame(found[1], found[3], found[2])
-    if found := _OF_FILE.match(line):
+    if found := _OF_FILE.match(line) or _BEFORE_FILE.match(line):
         return _frame(found[2], found[1], found[3])
+    if found := _FILE_LINE_CALL.match(line):
+        return _frame(found[1], found[4].replace("->", "::"), found[2] or found[3])
     if found := _FILE_FUNCTION.match(line):
         return _frame(found[1], found[3] or found[4] or "", found[2])
+    if found := _FILE_ANY_FUNCTION.match(line):
+        return _frame(found[1], found[2])
+    if found := _OF_LIBRARY.match(line):
+        return _frame("", found[1] or found[4], module=found[2] or found[3])
     if (found := _JS_FRAME.match(at)) and found[3]:
         return _frame(found[2], found[1] or "", found[3], found[4])
     if found := _GECKO_FRAME.match(line):
@@ -159,12 +173,11 @@ def frame_of(text: str) -> StackFrame:
     if found := _NET_FRAME.match(at):
         module, _, function = found[1].rpartition(".")
         return _frame(found[3] or "", function, found[4], module=module)
-    name = line.removeprefix("at ")
-    if found := _GO_PACKAGE.match(name):
+    if found := _GO_PACKAGE.match(line) or _MODULE_FUNCTION.match(line):
         return _frame("", found[2], module=found[1])
-    module, _, function = name.rpartition(".")
+    module, _, function = line.rpartition(".")
     return (
-        _frame("", function, module=module) if module and function and " " not in name and not _GO_NAME.search(name) else _frame("", name)
+        _frame("", function, module=module) if module and function and " " not in line and not _GO_NAME.search(line) else _frame("", line)
     )
 
 
