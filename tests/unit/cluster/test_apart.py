@@ -20,7 +20,9 @@ def exemplar(kind="exception", service="web", type_="KeyError", frames=STACK):
     [
         ({"type_": "ValueError"}, "one is a KeyError, the other a ValueError"),
         ({"frames": (*STACK[:3], "d:round")}, "one was raised in d:convert"),
-        ({"frames": ("x:x", "y:y", "z:z", STACK[3])}, "6 functions"),
+        ({"frames": ("x:x", "y:y", "z:z", *STACK)}, "3 functions"),
+        ({"frames": ("x:x", "y:y", "z:z", STACK[3])}, "a:go where the other goes through x:x"),
+        ({"frames": (STACK[0], "b:retry", *STACK[2:])}, "b:pay where the other goes through b:retry"),
         ({"frames": ("main.*.js:<min>",)}, "no names"),
         ({"kind": "log", "frames": (*STACK[:3], "d:round")}, "one was raised in"),
     ],
@@ -41,6 +43,11 @@ def test_stacks_that_differ_in_what_counts_are_apart(other, why):
 )
 def test_a_layer_in_between_and_other_kinds_of_signal_leave_it_open(other):
     assert told_apart(exemplar(), exemplar(**other)) == ""
+
+
+def test_another_caller_keeps_long_stacks_apart_however_much_they_share():
+    stack = tuple(f"m{number}:f{number}" for number in range(12))
+    assert "goes through" in told_apart(exemplar(frames=stack), exemplar(frames=(*stack[:5], "m5:other", *stack[6:])))
 
 
 def test_lines_of_one_service_are_apart_and_those_of_two_are_not_judged_here():

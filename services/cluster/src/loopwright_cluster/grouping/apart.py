@@ -12,7 +12,7 @@ from loopwright_cluster.grouping.frames import tells
 
 LINES = frozenset({"log", "custom"})
 LABELLED = frozenset({"alert", "health_check"})
-OTHER_PLACES_SHARE_MAX = 0.34  # of the shorter stack's places: a layer that came in between is one, another caller is most of them
+OTHER_PLACES_SHARE_MAX = 0.34  # of the shorter stack's places: a layer that came in between adds one or two, and takes none away
 
 
 def told_apart(one: Exemplar, other: Exemplar) -> str:
@@ -46,8 +46,12 @@ def _stacks(one: Exemplar, other: Exemplar) -> str:
         return "their frames have no names, and their messages differ"
     if one.frames[-1] != other.frames[-1]:
         return f"one was raised in {min(one.frames[-1], other.frames[-1])}, the other in {max(one.frames[-1], other.frames[-1])}"
-    apart = len(set(one.frames) ^ set(other.frames))
-    shorter = min(len(set(one.frames)), len(set(other.frames)))
+    mine, theirs = set(one.frames), set(other.frames)
+    replaced = sorted((next(iter(sorted(mine - theirs)), ""), next(iter(sorted(theirs - mine)), "")))
+    if all(replaced) and all(map(tells, replaced)):
+        return f"one goes through {replaced[0]} where the other goes through {replaced[1]}"
+    apart = len(mine ^ theirs)
+    shorter = min(len(mine), len(theirs))
     if apart > max(1, OTHER_PLACES_SHARE_MAX * shorter):
         return f"{apart} functions are in one of their stacks only, more than a layer in between would bring"
     return ""
