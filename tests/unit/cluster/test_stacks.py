@@ -696,6 +696,8 @@ def test_dotnet_callers_from_before_a_wait_are_on_the_stack_and_an_aggregates_se
         ("#0 /app/app/Cart.php(33): App\\Cart->total()", "app/Cart.php:App\\Cart::total"),
         ("-[Cart total:] (Cart.m:3)", "Cart.m:-[Cart total:]"),
         ("__libc_start_main from libc.so.6", "libc.so.6:__libc_start_main"),
+        ("UIKitCore -[UIApplication _run]", "UIKitCore:-[UIApplication _run]"),
+        ("CoreFoundation __exceptionPreprocess", "CoreFoundation:__exceptionPreprocess"),
         ("libdispatch.dylib _dispatch_main", "libdispatch.dylib:_dispatch_main"),
         ("com.acme.Cart$$EnhancerBySpringCGLIB$$1a2b:total", ""),
         ("a.js:10:5", "a.js:<anonymous>"),

@@ -90,6 +90,7 @@ _FILE_ANY_FUNCTION = re.compile(rf"^({_SOURCE}):(?!\d)(\S.{{0,300}}?)(?::\d{{1,8
 _MODULE_FUNCTION = re.compile(r"^((?:[\w$]{1,100}\.){1,12}[\w$]{1,120}):([^\s:/\d][^\s:/]{0,200})$")
 _LIBRARY = r"(\S{1,300}\.(?:so|dylib|dll)\S{0,20})"
 _OF_LIBRARY = re.compile(rf"^(?:(\S.{{0,300}}) from {_LIBRARY}|{_LIBRARY} (\S.{{0,300}}))$")
+_OF_IMAGE = re.compile(r"^([A-Z]\w{1,60}) ([-+]\[.{1,300}\]|_\S{1,300}|closure #\d.{1,300})$")  # Apple's image and symbol
 _GO_PACKAGE = re.compile(r"^((?:[\w.~@%-]{1,100}/){1,12}[\w%-]{1,100})\.(\S{1,200})$")
 _GO_NAME = re.compile(r"/[\w.-]{1,100}\.|\(\*\w|\.func\d|\$\$Lambda")
 # `Fehler: ...` is how a person's language says that something failed: a type is qualified, or ends as types do, or has two humps.
@@ -173,6 +174,8 @@ def frame_of(text: str) -> StackFrame:
     if found := _NET_FRAME.match(at):
         module, _, function = found[1].rpartition(".")
         return _frame(found[3] or "", function, found[4], module=module)
+    if found := _OF_IMAGE.match(line):
+        return _frame("", found[2], module=found[1])
     if found := _GO_PACKAGE.match(line) or _MODULE_FUNCTION.match(line):
         return _frame("", found[2], module=found[1])
     module, _, function = line.rpartition(".")
