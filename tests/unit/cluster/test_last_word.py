@@ -21,10 +21,11 @@ from tests.unit.cluster.test_grouping_flow import later
 
 @pytest.fixture
 def way(make_signal):
-    """An exception raised in one place, reached by different ways: another fingerprint each, and alike enough to join."""
+    """An exception raised in one place, reached with a layer more or less: another fingerprint each, and alike enough to join."""
 
     def make(id, through="basket", at=0, **fields):
-        frames = [(f"{name}.py", name) for name in ("dispatch", "session", "orders", through, "cursor", "query")]
+        layers = {"basket": ("basket",), "orders": ()}.get(through, ("basket", through))
+        frames = [(f"{name}.py", name) for name in ("dispatch", "session", "orders", *layers, "cursor", "query")]
         named = {"title": "KeyError: in query", "exception_type": "KeyError", "service": "web"}
         return make_signal(id, at=at, kind="exception", frames=frames, **(named | fields))
 
