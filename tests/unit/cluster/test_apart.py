@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from loopwright_cluster.domain import Exemplar
+from loopwright_cluster.domain import FRAMES_KEPT, Exemplar
 from loopwright_cluster.grouping.apart import told_apart
 from loopwright_cluster.grouping.describe import describe
 from loopwright_cluster.grouping.fingerprints import fingerprint
@@ -48,6 +48,13 @@ def test_a_layer_in_between_and_other_kinds_of_signal_leave_it_open(other):
 def test_another_caller_keeps_long_stacks_apart_however_much_they_share():
     stack = tuple(f"m{number}:f{number}" for number in range(12))
     assert "goes through" in told_apart(exemplar(frames=stack), exemplar(frames=(*stack[:5], "m5:other", *stack[6:])))
+
+
+def test_a_layer_in_a_stack_that_is_cut_pushes_out_a_caller_and_takes_none_away():
+    stack = tuple(f"m{number}:f{number}" for number in range(12))
+    guarded = (*stack[:8], "r:guard", *stack[8:])
+    assert told_apart(exemplar(frames=stack[-FRAMES_KEPT:]), exemplar(frames=guarded[-FRAMES_KEPT:])) == ""
+    assert "goes through" in told_apart(exemplar(frames=stack), exemplar(frames=(*guarded[:3], "m3:other", *guarded[4:])))
 
 
 def test_lines_of_one_service_are_apart_and_those_of_two_are_not_judged_here():

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from loopwright_common.identifiers import derived_id
 
+FRAMES_KEPT = 10  # of a stack, the innermost; enough to compare two, and bounded in the index
 # merged_into and successor links that are followed. A problem that comes back every week for years, or a report that is merged into the
 # next one each time, has hundreds; what is longer is a mistake, not a history.
 REPORT_CHAIN_MAX = 1_024

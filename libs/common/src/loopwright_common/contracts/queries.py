@@ -142,7 +142,7 @@ class ShadowDifference(Contract):
 
 
 class ShadowAnswer(Contract):
-    """``shadow`` is empty when none runs. Counts since ``since``, when the two were first compared; the newest differences, newest first."""
+    """``shadow`` is empty when none runs. Counts since the two were first compared; the newest differences, newest first."""
 
     version: Line
     shadow: Line = ""

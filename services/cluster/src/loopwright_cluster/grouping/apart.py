@@ -7,7 +7,7 @@ Two firings of one alerting rule have the same words, whatever they are about: o
 
 from __future__ import annotations
 
-from loopwright_cluster.domain import Exemplar
+from loopwright_cluster.domain import FRAMES_KEPT, Exemplar
 from loopwright_cluster.grouping.frames import tells
 
 LINES = frozenset({"log", "custom"})
@@ -46,7 +46,7 @@ def _stacks(one: Exemplar, other: Exemplar) -> str:
         return "their frames have no names, and their messages differ"
     if one.frames[-1] != other.frames[-1]:
         return f"one was raised in {min(one.frames[-1], other.frames[-1])}, the other in {max(one.frames[-1], other.frames[-1])}"
-    mine, theirs = set(one.frames), set(other.frames)
+    mine, theirs = _seen(one, other), _seen(other, one)
     replaced = sorted((next(iter(sorted(mine - theirs)), ""), next(iter(sorted(theirs - mine)), "")))
     if all(replaced) and all(map(tells, replaced)):
         return f"one goes through {replaced[0]} where the other goes through {replaced[1]}"
@@ -55,3 +55,13 @@ def _stacks(one: Exemplar, other: Exemplar) -> str:
     if apart > max(1, OTHER_PLACES_SHARE_MAX * shorter):
         return f"{apart} functions are in one of their stacks only, more than a layer in between would bring"
     return ""
+
+
+def _seen(exemplar: Exemplar, other: Exemplar) -> set[str]:
+    """The functions of its stack. Where the other's is cut, those further out than all that both have are left out: a layer more has pushed
+    them out of what is kept of the other."""
+    frames = exemplar.frames
+    if len(other.frames) >= FRAMES_KEPT:
+        common = set(other.frames)
+        frames = frames[next((at for at, frame in enumerate(frames) if frame in common), 0) :]
+    return set(frames)

@@ -6,7 +6,7 @@ import re
 
 from loopwright_common.contracts.signals import Signal
 
-from loopwright_cluster.domain import Exemplar
+from loopwright_cluster.domain import FRAMES_KEPT, Exemplar
 from loopwright_cluster.embedding import TITLE_ENDS
 from loopwright_cluster.grouping.anchors import anchors_of
 from loopwright_cluster.grouping.apart import LABELLED
@@ -16,7 +16,6 @@ from loopwright_cluster.grouping.wording import TEXT_CHARS_MAX as WORDING_CHARS_
 
 BODY_CHARS_MAX = 800  # with the title about 256 tokens, which is what the embedding reads
 TEXT_CHARS_MAX = 1_200
-FRAMES_KEPT = 10  # innermost; enough to compare two stacks, and bounded in the index
 PEOPLE = frozenset({"ticket", "issue", "observation", "replay"})  # `v1.HUMAN_KINDS`, which comes after this
 
 SUBJECTS_MAX = 24  # labels of one alert
