@@ -1,5 +1,6 @@
 """What the version in shadow decided, kept: over restarts, from any replica, and never in a signal's way."""
 
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -82,6 +83,19 @@ async def test_counts_add_up_and_the_newest_differences_are_kept(kept, fake_cloc
     await kept.add("shop", Compared(0, 1, (difference(50, fake_clock.now()),)))
     told = [item.signal_id for item in (await kept.of("shop")).differences]
     assert told.count("s50") == 1
+
+
+async def test_what_is_kept_of_a_hundred_hostile_differences_fits_into_a_message(kept, fake_clock):
+    hostile = difference(0, fake_clock.now())
+    long = replace(hostile.decided, reason="\U0001f4a5" * 2_048)
+    differences = tuple(
+        Difference(replace(hostile.newcomer, signal_id=f"s{number}", title="\U0001f4a5" * 512), long, long, hostile.at)
+        for number in range(DIFFERENCES_MAX)
+    )
+    await kept.add("shop", Compared(0, DIFFERENCES_MAX, differences))
+    entry = await kept._store.get("shop")
+    assert len((await kept.of("shop")).differences) == DIFFERENCES_MAX
+    assert len(entry.value) < 2**20 * 0.75
 
 
 async def test_two_replicas_that_write_at_once_both_count(kept, fake_clock, monkeypatch):

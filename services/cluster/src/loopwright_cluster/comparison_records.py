@@ -8,7 +8,7 @@ stored is left out and logged: no signal waits for a comparison.
 from __future__ import annotations
 
 import structlog
-from loopwright_common.bus import Bus, BusUnavailable, Conflict, Entry, KeyValue
+from loopwright_common.bus import Bus, BusUnavailable, Conflict, Entry, KeyValue, MessageTooLarge
 from loopwright_common.clock import Clock
 from loopwright_common.contracts.base import Contract, Line, UtcDatetime
 from loopwright_common.contracts.queries import ShadowDifference
@@ -18,8 +18,9 @@ from loopwright_cluster.comparison import DIFFERENCES_MAX, Compared, Difference
 
 SHADOW_BUCKET = "cluster_shadow"  # <project> -> Kept
 ATTEMPTS_MAX = 8
-TITLE_MAX = 512
-REASON_MAX = 2_048
+# Characters of up to four bytes: a hundred differences are half a megabyte at the very most, and the bus takes one.
+TITLE_MAX = 200
+REASON_MAX = 500
 
 log = structlog.get_logger()
 
@@ -78,8 +79,8 @@ class ComparisonRecords:
                     continue
                 return
             error = f"written by others {ATTEMPTS_MAX} times in a row"
-        except BusUnavailable as unavailable:
-            error = str(unavailable)
+        except (BusUnavailable, MessageTooLarge) as refused:
+            error = str(refused)
         log.warning("grouping_comparison_lost", project=project, agreed=compared.agreed, differed=compared.differed, error=error)
 
     def _read(self, project: str, entry: Entry | None) -> Kept:
